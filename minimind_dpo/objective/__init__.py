@@ -1,0 +1,1 @@
+"""The objective: log-probs, losses and metrics, in pure torch."""
