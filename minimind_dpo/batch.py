@@ -143,8 +143,8 @@ class PreferenceBatch:
         weights: float32 (P,).
         reference_token_logps: float32 (N,), or None where the reference is run online or absent.
         window_pairs: Pairs of the whole optimizer step, over all its micro-batches and ranks.
-        padded_positions: Label positions of the padded rectangle of this batch (columns - 1), for
-            the `padded_mean` reduction; 0 where the layout has no rectangle.
+        padded_positions: Label positions of a rectangle padded to the longest allowed length,
+            which the `padded_mean` reduction divides by, whatever the layout.
     """
 
     _TENSORS = (
@@ -220,7 +220,9 @@ class PreferenceBatch:
 
     def _map(self, function: Any, plan: AttentionPlan | None) -> PreferenceBatch:
         tensors = {name: getattr(self, name) for name in self._TENSORS}
-        moved = {name: None if t is None else function(t) for name, t in tensors.items()}
+        moved: dict[str, Any] = {
+            name: None if tensor is None else function(tensor) for name, tensor in tensors.items()
+        }
         return PreferenceBatch(
             plan=plan,
             window_pairs=self.window_pairs,
