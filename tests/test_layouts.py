@@ -104,7 +104,7 @@ def assert_same_gradients(
 @pytest.mark.parametrize("layout", ["prefix_shared", "packed", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layout_equals_separate_plain_forwards(family: str, layout: str) -> None:
-    # Grouped expert kernels have no float64; transformers' eager mask overflows its float32 softmax.
+    # Grouped expert kernels have no float64; the eager mask overflows its float32 softmax.
     exact = family != "qwen3_moe" and (family, layout) != ("gemma2", "padded")
     model = make_model(family, torch.float64 if exact else torch.float32)
     pairs = make_pairs()

@@ -1,0 +1,196 @@
+"""Plan whole optimizer steps ahead, so that every pair of a step weighs the same.
+
+An epoch is cut into windows of pairs_per_window pairs, one optimizer step each. A window's pairs
+are spread over its world_size x accumulate micro-batches so that each holds about the same number
+of tokens (longest pair first, into the lightest micro-batch). The plan is a pure function of
+(seed, epoch, lengths): every rank computes the whole of it and runs its own part, the numbers of
+micro-batches are equal on all ranks and in all epochs, and no order depends on a worker or a
+device.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """One forward pass of one rank.
+
+    Attributes:
+        rows: Rows of the token store; may be empty where a cut window has no pair left.
+        window_pairs: Pairs of the optimizer step it belongs to, over all ranks.
+    """
+
+    rows: tuple[int, ...]
+    window_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """How the pairs of one optimizer step are spread.
+
+    Attributes:
+        batch_size: Pairs per device per micro-batch, on average over a window.
+        accumulate: Micro-batches per rank per step.
+        world_size: Ranks.
+    """
+
+    batch_size: int
+    accumulate: int = 1
+    world_size: int = 1
+
+    @property
+    def pairs_per_step(self) -> int:
+        """Pairs of a whole optimizer step."""
+        return self.batch_size * self.accumulate * self.world_size
+
+
+class StepSampler(Sampler[MicroBatch]):
+    """The micro-batches of one rank, epoch by epoch.
+
+    Args:
+        rows: int (n,) rows of the token store to visit each epoch.
+        tokens: int (n,) tokens each of them costs; decides the balance only.
+        shape: How a step is spread.
+        rank: Which rank's part to yield.
+        seed: Seed of the order, the same on all ranks.
+        shuffle: New order each epoch; else the rows' own order.
+        drop_last: Leave out the window that the end of the data cuts short.
+        limit: At most this many micro-batches per rank an epoch (`trainer.limit_train_batches`);
+            the step it cuts is divided by the pairs it really holds.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        tokens: np.ndarray,
+        shape: StepShape,
+        *,
+        rank: int = 0,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = False,
+        limit: int | None = None,
+    ) -> None:
+        self.rows = np.asarray(rows, dtype=np.int64)
+        self.tokens = np.asarray(tokens, dtype=np.int64)
+        self.shape = shape
+        self.rank = rank
+        self.seed = seed
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.limit = limit
+        self.epoch = 0
+        self.start = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch's order; Lightning calls this before each epoch."""
+        self.epoch = epoch
+
+    def start_at(self, batch: int) -> None:
+        """Begin the next iteration, and that one only, at this micro-batch (exact resume)."""
+        self.start = batch
+
+    def __len__(self) -> int:
+        windows, rest = divmod(len(self.rows), self.shape.pairs_per_step)
+        total = windows * self.shape.accumulate
+        if rest and not self.drop_last:
+            total += math.ceil(rest / (self.shape.batch_size * self.shape.world_size))
+        return total if self.limit is None else min(total, self.limit)
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        start, self.start = self.start, 0
+        yield from self.plan(self.epoch)[self.rank][start:]
+
+    def plan(self, epoch: int) -> list[list[MicroBatch]]:
+        """Micro-batches of every rank, [rank][micro-batch], for one epoch."""
+        order = np.arange(len(self.rows))
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, epoch)).permutation(order)
+        ranks: list[list[MicroBatch]] = [[] for _ in range(self.shape.world_size)]
+        left = len(self)
+        for begin in range(0, len(order), self.shape.pairs_per_step):
+            window = self._window(order[begin : begin + self.shape.pairs_per_step], left)
+            for rank, micro_batches in zip(ranks, window, strict=True):
+                rank.extend(micro_batches)
+            left -= len(window[0])
+            if left <= 0:
+                break
+        return ranks
+
+    def visited(self, epochs: int) -> np.ndarray:
+        """Sorted rows that `epochs` epochs visit on any rank."""
+        if self.limit is None and not self.drop_last:
+            return np.sort(self.rows)
+        seen: set[int] = set()
+        for epoch in range(epochs):
+            for rank in self.plan(epoch):
+                seen.update(row for micro_batch in rank for row in micro_batch.rows)
+        return np.array(sorted(seen), dtype=np.int64)
+
+    def largest(self, epochs: int) -> int:
+        """Most tokens in one micro-batch of the first `epochs` epochs."""
+        cost = dict(zip(self.rows.tolist(), self.tokens.tolist(), strict=True))
+        return max(
+            (
+                sum(cost[row] for row in micro_batch.rows)
+                for epoch in range(epochs if self.shuffle else 1)
+                for rank in self.plan(epoch)
+                for micro_batch in rank
+            ),
+            default=0,
+        )
+
+    def _window(self, positions: np.ndarray, limit: int) -> list[list[MicroBatch]]:
+        """Spread one window: [rank][micro-batch], at most `limit` micro-batches a rank."""
+        ranks = self.shape.world_size
+        per_rank = math.ceil(len(positions) / (self.shape.batch_size * ranks))
+        bins = _balance(self.tokens[positions], ranks * per_rank)
+        # Bin b is micro-batch b // ranks of rank b % ranks.
+        kept = bins[: ranks * min(per_rank, limit)]
+        pairs = sum(len(members) for members in kept)
+        micro_batches = [
+            MicroBatch(tuple(self.rows[positions[members]].tolist()), pairs) for members in kept
+        ]
+        return [micro_batches[rank::ranks] for rank in range(ranks)]
+
+
+def _balance(tokens: np.ndarray, count: int) -> list[np.ndarray]:
+    """Positions 0..n-1 in `count` groups of about equal token sums, each in its old order."""
+    if count == 1:
+        return [np.arange(len(tokens))]
+    groups: list[list[int]] = [[] for _ in range(count)]
+    heap = [(0, 0, group) for group in range(count)]
+    for position in np.argsort(-tokens, kind="stable").tolist():
+        load, size, group = heapq.heappop(heap)
+        groups[group].append(position)
+        heapq.heappush(heap, (load + int(tokens[position]), size + 1, group))
+    return [np.array(sorted(group), dtype=np.int64) for group in groups]
+
+
+def accumulation_for(sampler: StepSampler, epochs: int, max_tokens: int) -> int | None:
+    """Smallest accumulation, at the same pairs a step, whose micro-batches fit in `max_tokens`.
+
+    Returns:
+        The `trainer.accumulate_grad_batches` to use, or None where a single pair is too long.
+    """
+    if len(sampler.tokens) and int(sampler.tokens.max()) > max_tokens:
+        return None
+    pairs = sampler.shape.batch_size * sampler.shape.accumulate
+    for accumulate in range(sampler.shape.accumulate + 1, pairs + 1):
+        if pairs % accumulate:
+            continue
+        shape = replace(sampler.shape, batch_size=pairs // accumulate, accumulate=accumulate)
+        finer = StepSampler(
+            sampler.rows, sampler.tokens, shape, seed=sampler.seed, shuffle=sampler.shuffle
+        )
+        if finer.largest(epochs) <= max_tokens:
+            return accumulate
+    return pairs
