@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -123,6 +123,13 @@ class AttentionPlan:
         )
 
 
+class Window(NamedTuple):
+    """What one optimizer step holds, over all its micro-batches and ranks."""
+
+    pairs: int
+    chosen_tokens: int
+
+
 class PreferenceBatch:
     """P pairs laid out for one forward pass; the only place that knows the label shift.
 
@@ -142,7 +149,7 @@ class PreferenceBatch:
         margins: float32 (P,).
         weights: float32 (P,).
         reference_token_logps: float32 (N,), or None where the reference is run online or absent.
-        window_pairs: Pairs of the whole optimizer step, over all its micro-batches and ranks.
+        window: What the optimizer step of this micro-batch holds; the batch itself by default.
         padded_positions: Label positions of a rectangle padded to the longest allowed length,
             which the `padded_mean` reduction divides by, whatever the layout.
     """
@@ -176,7 +183,7 @@ class PreferenceBatch:
         plan: AttentionPlan | None = None,
         attention_mask: Tensor | None = None,
         reference_token_logps: Tensor | None = None,
-        window_pairs: int = 0,
+        window: Window | None = None,
         padded_positions: int = 0,
     ) -> None:
         self.input_ids = input_ids
@@ -191,7 +198,7 @@ class PreferenceBatch:
         self.margins = margins
         self.weights = weights
         self.reference_token_logps = reference_token_logps
-        self.window_pairs = window_pairs
+        self.window = window or Window(self.num_pairs, int(split_sides(lengths)[0].sum()))
         self.padded_positions = padded_positions
 
     @property
@@ -225,7 +232,7 @@ class PreferenceBatch:
         }
         return PreferenceBatch(
             plan=plan,
-            window_pairs=self.window_pairs,
+            window=self.window,
             padded_positions=self.padded_positions,
             **moved,
         )

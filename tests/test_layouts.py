@@ -10,7 +10,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from minimind_dpo.batch import TokenizedPair
+from minimind_dpo.batch import TokenizedPair, Window
 from minimind_dpo.data.collate import Collator
 from minimind_dpo.models.attention import use_planned_attention
 from minimind_dpo.objective.logps import sequence_logps
@@ -146,5 +146,5 @@ def test_tokens_of_a_layout_are_what_the_batch_holds() -> None:
 
 def test_an_empty_batch_is_laid_out_in_every_layout() -> None:
     for layout in ("prefix_shared", "packed", "padded"):
-        batch = Collator(layout)([], window_pairs=3)
-        assert (batch.num_pairs, batch.num_tokens, batch.window_pairs) == (0, 0, 3)
+        batch = Collator(layout)([], Window(3, 20))
+        assert (batch.num_pairs, batch.num_tokens, batch.window.pairs) == (0, 0, 3)

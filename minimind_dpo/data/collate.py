@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from minimind_dpo.batch import AttentionPlan, PreferenceBatch, TokenizedPair
+from minimind_dpo.batch import AttentionPlan, PreferenceBatch, TokenizedPair, Window
 
 LAYOUTS = ("prefix_shared", "packed", "padded")
 
@@ -50,13 +50,13 @@ class Collator:
         self.pad_to_max_length = pad_to_max_length
 
     def __call__(
-        self, pairs: Sequence[TokenizedPair], window_pairs: int | None = None
+        self, pairs: Sequence[TokenizedPair], window: Window | None = None
     ) -> PreferenceBatch:
         """Lay out P pairs; P may be 0.
 
         Args:
             pairs: Pairs whose prompts have at least one token.
-            window_pairs: Pairs of the whole optimizer step; P where None.
+            window: What the whole optimizer step holds; these pairs alone where None.
         """
         fill: dict[str, Callable[[Sequence[TokenizedPair]], _Layout]] = {
             "prefix_shared": _prefix_shared,
@@ -80,7 +80,7 @@ class Collator:
             margins=torch.tensor([pair.margin for pair in pairs], dtype=torch.float32),
             weights=torch.tensor([pair.weight for pair in pairs], dtype=torch.float32),
             reference_token_logps=_reference_logps(pairs),
-            window_pairs=len(pairs) if window_pairs is None else window_pairs,
+            window=window,
             padded_positions=self.max_length - 1,
         )
 

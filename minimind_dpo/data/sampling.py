@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from torch.utils.data import Sampler
 
+from minimind_dpo.batch import Window
+
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
@@ -25,11 +27,11 @@ class MicroBatch:
 
     Attributes:
         rows: Rows of the token store; may be empty where a cut window has no pair left.
-        window_pairs: Pairs of the optimizer step it belongs to, over all ranks.
+        window: What the optimizer step it belongs to holds, over all ranks.
     """
 
     rows: tuple[int, ...]
-    window_pairs: int
+    window: Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class StepSampler(Sampler[MicroBatch]):
     Args:
         rows: int (n,) rows of the token store to visit each epoch.
         tokens: int (n,) tokens each of them costs; decides the balance only.
+        chosen_lengths: int (n,) scored tokens of each chosen side, which likelihood terms divide
+            by; zeros where None.
         shape: How a step is spread.
         rank: Which rank's part to yield.
         seed: Seed of the order, the same on all ranks.
@@ -73,6 +77,7 @@ class StepSampler(Sampler[MicroBatch]):
         tokens: np.ndarray,
         shape: StepShape,
         *,
+        chosen_lengths: np.ndarray | None = None,
         rank: int = 0,
         seed: int = 0,
         shuffle: bool = True,
@@ -81,6 +86,9 @@ class StepSampler(Sampler[MicroBatch]):
     ) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
         self.tokens = np.asarray(tokens, dtype=np.int64)
+        if chosen_lengths is None:
+            chosen_lengths = np.zeros_like(self.tokens)
+        self.chosen_lengths = np.asarray(chosen_lengths, dtype=np.int64)
         self.shape = shape
         self.rank = rank
         self.seed = seed
@@ -155,9 +163,10 @@ class StepSampler(Sampler[MicroBatch]):
         bins = _balance(self.tokens[positions], ranks * per_rank)
         # Bin b is micro-batch b // ranks of rank b % ranks.
         kept = bins[: ranks * min(per_rank, limit)]
-        pairs = sum(len(members) for members in kept)
+        held = positions[np.concatenate(kept)]
+        window = Window(len(held), int(self.chosen_lengths[held].sum()))
         micro_batches = [
-            MicroBatch(tuple(self.rows[positions[members]].tolist()), pairs) for members in kept
+            MicroBatch(tuple(self.rows[positions[members]].tolist()), window) for members in kept
         ]
         return [micro_batches[rank::ranks] for rank in range(ranks)]
 

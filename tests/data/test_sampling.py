@@ -39,7 +39,7 @@ def test_window_pairs_is_what_the_step_really_holds(n: int, shape: StepShape, li
     assert len(plan[0]) == len(sampler) <= limit
     for begin in range(0, len(sampler), shape.accumulate):
         window = [m for rank in plan for m in rank[begin : begin + shape.accumulate]]
-        assert {m.window_pairs for m in window} == {sum(len(m.rows) for m in window)}
+        assert {m.window.pairs for m in window} == {sum(len(m.rows) for m in window)}
 
 
 @pytest.mark.parametrize(
