@@ -1,0 +1,118 @@
+"""AdamW with decay where it belongs, and the learning-rate schedules.
+
+A schedule is a pure function from optimizer step to a factor on the base learning rate:
+
+    warmup      (t + 1) / W                                          for t < W
+    cosine      m + (1 - m) (1 + cos(pi u)) / 2,   u = (t - W) / (T - W)
+    linear      m + (1 - m) (1 - u)
+    constant    1
+    notebook    1/10 + (1 + cos(pi k / K)) / 2 at micro-batch k of K: starts at 1.1, has no warmup
+
+with W warmup steps, T steps in all and m the floor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+SCHEDULES = ("cosine", "linear", "constant", "notebook")
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerOptions:
+    """AdamW (Loshchilov and Hutter 2019).
+
+    Attributes:
+        lr: Base learning rate.
+        betas: Decay of the running averages.
+        eps: Added to the denominator.
+        weight_decay: Decoupled decay of matrices; norms and biases have none.
+        fused: One kernel for the whole update; None uses it where it exists.
+    """
+
+    lr: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    fused: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleOptions:
+    """How the learning rate moves.
+
+    Attributes:
+        name: One of `SCHEDULES`.
+        warmup_steps: Optimizer steps of linear warmup.
+        warmup_ratio: The same as a share of all steps; used where warmup_steps is 0.
+        min_lr_ratio: Floor of cosine and linear as a share of the base learning rate.
+    """
+
+    name: str = "cosine"
+    warmup_steps: int = 0
+    warmup_ratio: float = 0.0
+    min_lr_ratio: float = 0.1
+
+
+def make_optimizer(
+    model: nn.Module, options: OptimizerOptions, *, allow_fused: bool = True
+) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; vectors (norms, biases) are not decayed."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    if not trainable:
+        raise ValueError("the policy has no trainable parameter")
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": options.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = options.fused
+    if fused is None:
+        fused = allow_fused and trainable[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=options.lr,
+        betas=options.betas,
+        eps=options.eps,
+        fused=fused,
+    )
+
+
+def schedule_factor(
+    options: ScheduleOptions, total_steps: int, *, accumulate: int = 1, micro_batches: int = 0
+) -> Callable[[int], float]:
+    """The factor on the learning rate at each optimizer step, counted from 0.
+
+    Args:
+        options: The schedule.
+        total_steps: Optimizer steps of the whole run.
+        accumulate: Micro-batches a step; only the notebook's schedule counts them.
+        micro_batches: Micro-batches of the whole run, for the notebook's schedule.
+    """
+    if options.name == "notebook":
+        # An optimizer step happens at the rate that its window's last micro-batch was given.
+        total = micro_batches or total_steps * accumulate
+        return lambda step: notebook_factor((step + 1) * accumulate - 1, total)
+    warmup = options.warmup_steps or round(options.warmup_ratio * total_steps)
+    floor, span = options.min_lr_ratio, max(1, total_steps - warmup)
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        progress = min(1.0, (step - warmup) / span)
+        if options.name == "constant":
+            return 1.0
+        if options.name == "linear":
+            return floor + (1 - floor) * (1 - progress)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def notebook_factor(micro_batch: int, total: int) -> float:
+    """The original notebook's factor at one micro-batch: 1.1 at the first, 0.1 at the end."""
+    return 0.1 + 0.5 * (1 + math.cos(math.pi * micro_batch / max(1, total)))
