@@ -1,0 +1,184 @@
+"""Supervised fine-tuning of the demo's model, from random weights, on CPU.
+
+Each epoch answers every prompt once, in the wanted manner for one half of the prompts and in the
+unwanted for the other (the halves drawn anew each epoch), in one of its wordings. The loss is the
+mean cross-entropy of the completion tokens, so the model learns both manners evenly: sampled at
+temperature 1 it answers politely about half the time, which is what DPO is to change.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from minimind_dpo.demo.manners import unwanted_answers, wanted_answers
+from minimind_dpo.demo.task import Question
+
+_IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sizes and settings that made the shipped assets; tests make smaller ones.
+
+    Attributes:
+        vocab_size: Entries of the tokenizer, special tokens included.
+        hidden_size: Width; the feed-forward width and the head width follow from it as in MiniMind.
+        num_layers: Transformer blocks.
+        epochs: Passes over the prompts; in each, a prompt is answered once.
+        batch_size: Conversations a step.
+        lr: Peak learning rate of AdamW, after 5% warmup and before a cosine to zero.
+        weight_decay: AdamW's, on matrices only.
+        pairs: Preference pairs to write.
+        held_out: Held-out pairs to write.
+        seed: Seeds weights, order, manners and wordings.
+    """
+
+    vocab_size: int = 1280
+    hidden_size: int = 128
+    num_layers: int = 5
+    epochs: int = 24
+    batch_size: int = 64
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    pairs: int = 1600
+    held_out: int = 256
+    seed: int = 42
+
+
+def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A MiniMind of the third generation with random weights, as `transformers` sees it.
+
+    Heads, theta and epsilon are MiniMind's defaults, which its native file does not store.
+    """
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=64 * math.ceil(math.pi * recipe.hidden_size / 64),
+        num_hidden_layers=recipe.num_layers,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=recipe.hidden_size // 8,
+        max_position_embeddings=32768,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rms_norm_eps=1e-6,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(recipe.seed)
+    return Qwen3ForCausalLM(config)
+
+
+def train(
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Question],
+    recipe: Recipe,
+    on_step: Callable[[int, int, float], Any] = lambda step, total, loss: None,
+) -> None:
+    """Fine-tune `model` in place on the questions of `asked`.
+
+    Args:
+        model: Float32, on CPU.
+        tokenizer: With a chat template.
+        asked: Questions to learn, none of them held out.
+        recipe: Epochs, batch size, learning rate and seed.
+        on_step: Called after each step with its number, their total and the loss in nats a token.
+    """
+    assert all(question.split != "held_out" for question in asked)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": recipe.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ],
+        lr=recipe.lr,
+        betas=(0.9, 0.95),
+    )
+    total = recipe.epochs * math.ceil(len(asked) / recipe.batch_size)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _lr_factor(step, total))
+    model.train()
+    step = 0
+    for epoch in range(recipe.epochs):
+        conversations = _epoch(tokenizer, asked, random.Random(f"{recipe.seed}:{epoch}"))
+        for input_ids, labels in _batches(conversations, recipe, tokenizer.pad_token_id, epoch):
+            loss = _completion_loss(model, input_ids, labels)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            step += 1
+            on_step(step, total, loss.item())
+    model.eval()
+
+
+def _lr_factor(step: int, total: int) -> float:
+    """Linear warmup over 5% of the steps, then a cosine to zero."""
+    warmup = max(1, total // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _epoch(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question], rng: random.Random
+) -> list[tuple[list[int], int]]:
+    """One conversation a question as (token ids, length of the prompt), in random order."""
+    manners = [index % 2 == 0 for index in range(len(asked))]
+    rng.shuffle(manners)
+    prompts, answers = [], []
+    for question, polite in zip(asked, manners, strict=True):
+        answers.append(rng.choice((wanted_answers if polite else unwanted_answers)(question)))
+        prompts.append(render_prompt(tokenizer, question.prompt))
+    prompt_ids = tokenizer(prompts, add_special_tokens=False)["input_ids"]
+    answer_ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    rows = [(p + a + [end], len(p)) for p, a in zip(prompt_ids, answer_ids, strict=True)]
+    rng.shuffle(rows)
+    return rows
+
+
+def render_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """The chat template's text of one user turn and the header of the answer to it."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
+    )
+    assert isinstance(text, str)
+    return text
+
+
+def _batches(
+    rows: list[tuple[list[int], int]], recipe: Recipe, pad: int, epoch: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of alike lengths in random order: (input_ids, labels), both int64 (rows, columns)."""
+    rows = sorted(rows, key=lambda row: len(row[0]))
+    starts = list(range(0, len(rows), recipe.batch_size))
+    random.Random(f"{recipe.seed}:order:{epoch}").shuffle(starts)
+    for start in starts:
+        batch = rows[start : start + recipe.batch_size]
+        columns = max(len(ids) for ids, _ in batch)
+        input_ids = torch.full((len(batch), columns), pad)
+        labels = torch.full((len(batch), columns), _IGNORED)
+        for row, (ids, prompt_length) in enumerate(batch):
+            input_ids[row, : len(ids)] = torch.tensor(ids)
+            labels[row, prompt_length : len(ids)] = torch.tensor(ids[prompt_length:])
+        yield input_ids, labels
+
+
+def _completion_loss(model: Qwen3ForCausalLM, input_ids: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy in nats over completion tokens; padding on the right needs no mask."""
+    states = model.model(input_ids=input_ids, use_cache=False).last_hidden_state[:, :-1]
+    targets = labels[:, 1:]
+    scored = targets != _IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(states[scored]), targets[scored])
