@@ -1,0 +1,196 @@
+"""Write a model for others to load: a Hugging Face folder, or the native file it came from.
+
+Both are written under a temporary name beside the target, flushed to disk and then renamed, so a
+target is never half written: it is the old one or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from minimind_dpo.models.attention import plain_attention
+from minimind_dpo.models.dialects import CheckpointError, Dialect, dtype_name
+from minimind_dpo.models.files import check_finite
+from minimind_dpo.models.mapping import to_native
+from minimind_dpo.models.tokenizers import end_of_turn_id
+
+
+def native_name(dialect: Dialect, stage: str = "dpo") -> str:
+    """File name that MiniMind's own tools look for: `dpo_512.pth`, `dpo_640_moe.pth`.
+
+    Raises:
+        CheckpointError: The model did not come from a native file.
+    """
+    if dialect.generation is None:
+        raise CheckpointError("only a model that came from a native MiniMind file has such a name")
+    return f"{stage}_{dialect.fields['hidden_size']}{'_moe' if dialect.moe else ''}.pth"
+
+
+def save_native(
+    model: PreTrainedModel,
+    dialect: Dialect,
+    path: str | Path,
+    dtype: torch.dtype = torch.float16,
+) -> Path:
+    """Write the native file of a model: the keys its input had, in the same order.
+
+    Args:
+        model: The model, of the class it was loaded as.
+        dialect: As loaded.
+        path: The file to write; its folder is made.
+        dtype: Number format; MiniMind's own files are float16.
+
+    Returns:
+        The path.
+
+    Raises:
+        CheckpointError: The dialect has no native form, or a weight is not finite in `dtype`.
+    """
+    path = Path(path)
+    # NOTE: copies, one for each key: the tied embedding is stored twice, as in the original.
+    state = to_native(model.state_dict(), dialect, dtype)
+    weights = {key: tensor for key, tensor in state.items() if not key.endswith(".mask")}
+    check_finite(weights, f"export to {path} as {dtype_name(dtype)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _use_default_mode(temporary, 0o666)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def save_hf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: str | Path,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a Hugging Face folder: safetensors, configuration, tokenizer, chat template.
+
+    `AutoModelForCausalLM` and `AutoTokenizer` load it without this project, except the `v_learn`
+    architecture, which importing `minimind_dpo.models` makes known.
+
+    Args:
+        model: The model; it is left as it is.
+        tokenizer: Written beside it; generation is told to stop at its end of turn.
+        folder: The folder to write; an earlier one is replaced as a whole.
+        dtype: Number format; None keeps the model's own, and so its exact logits.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: A weight is not finite in `dtype`, or `folder` is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; name a folder to export to")
+    state = model.state_dict()
+    if dtype is not None:
+        state = {key: tensor.to(dtype) for key, tensor in state.items()}
+    check_finite(state, f"export to {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        with plain_attention(model), _config_for_export(model, dtype):
+            model.save_pretrained(temporary, state_dict=state)
+        _generation_config(model, tokenizer).save_pretrained(temporary)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(temporary)
+        _use_default_mode(temporary, 0o777)
+        _sync_files(temporary)
+        _replace_folder(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+@contextlib.contextmanager
+def _config_for_export(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
+    """Let config.json name the format that is written."""
+    before = model.config.dtype
+    model.config.dtype = dtype or model.dtype
+    try:
+        yield
+    finally:
+        model.config.dtype = before
+
+
+def _generation_config(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+) -> GenerationConfig:
+    """The model's own generation settings, stopping at the end of a turn as well."""
+    settings = deepcopy(model.generation_config) or GenerationConfig()
+    if tokenizer is None:
+        return settings
+    known = settings.eos_token_id
+    ends = [] if known is None else list(known) if isinstance(known, list) else [known]
+    end = end_of_turn_id(tokenizer)
+    if end is not None and end not in ends:
+        ends.append(end)
+    if ends:
+        settings.eos_token_id = ends[0] if len(ends) == 1 else ends
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    return settings
+
+
+def _replace_folder(temporary: Path, folder: Path) -> None:
+    if not folder.exists():
+        os.replace(temporary, folder)
+    else:
+        # A folder that holds anything cannot be replaced in one step; the old one steps aside.
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+        os.replace(folder, aside / folder.name)
+        try:
+            os.replace(temporary, folder)
+        except BaseException:
+            os.replace(aside / folder.name, folder)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+    _sync_folder(folder.parent)
+
+
+def _use_default_mode(path: Path, mode: int) -> None:
+    """Give a temporary file the permissions that a plainly created one has: mkstemp's are 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(mode & ~mask)
+
+
+def _sync_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            # NOTE: Windows refuses fsync on a file opened for reading only.
+            with path.open("rb+") as file:
+                os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder's entries, where the system lets one open a folder."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,109 @@
+"""Finding the tokenizer of a model, and the tokens that begin, end and pad its turns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from minimind_dpo.models.dialects import CheckpointError
+from minimind_dpo.models.files import locate
+
+_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|END_OF_TURN_TOKEN|>")
+
+
+def find_tokenizer(
+    source: Path | str,
+    tokenizer: str | Path | PreTrainedTokenizerBase | Literal[False] | None,
+    trust_remote_code: bool = False,
+) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was named, or else the one beside the model.
+
+    Args:
+        source: Existing file or folder of the model, or its hub name.
+        tokenizer: As `load_model` takes it.
+        trust_remote_code: Let a hub tokenizer run the Python code that comes with it.
+
+    Returns:
+        None where none was wanted, or none named and none found beside a local model.
+
+    Raises:
+        CheckpointError: It does not exist or cannot be read.
+    """
+    if tokenizer is False:
+        return None
+    if isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer
+    if tokenizer is not None:
+        named = locate(tokenizer, "model.tokenizer")
+        if isinstance(named, Path) and not _holds_tokenizer(named):
+            raise CheckpointError(
+                f"model.tokenizer={tokenizer} is not a folder that holds a tokenizer "
+                f"({', '.join(_FILES)})"
+            )
+        return _load(named, "model.tokenizer", trust_remote_code)
+    if isinstance(source, str):
+        return _load(source, "model.path", trust_remote_code)
+    folder = source if source.is_dir() else source.parent
+    if not _holds_tokenizer(folder):
+        return None
+    return _load(folder, "model.path", trust_remote_code)
+
+
+def _holds_tokenizer(folder: Path) -> bool:
+    return folder.is_dir() and any((folder / name).is_file() for name in _FILES)
+
+
+def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers and its tokenizers raise nearly anything here
+        raise CheckpointError(
+            f"{key}={source}: its tokenizer cannot be loaded: {error}. Set model.tokenizer to a "
+            "folder with tokenizer.json and tokenizer_config.json, or to a hub name"
+        ) from error
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
+    """Refuse a tokenizer whose ids the model's embedding does not have.
+
+    Raises:
+        CheckpointError: The tokenizer is larger than the embedding.
+    """
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} tokens, but the embedding of {path} has {rows} "
+            "rows: they do not belong together. Set model.tokenizer to the one the model was "
+            "trained with"
+        )
+
+
+def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Id of the token that ends a turn: a known one that the chat template writes, else eos."""
+    template = tokenizer.chat_template
+    written = template if isinstance(template, str) else ""
+    vocabulary = tokenizer.get_vocab()
+    for token in _END_OF_TURN:
+        if token in vocabulary and token in written:
+            return vocabulary[token]
+    return tokenizer.eos_token_id
+
+
+def set_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Tell a native model how its turns begin and end, so that generating from it stops.
+
+    NOTE: the padding token goes to the generation settings alone; in the model's configuration it
+    would take the gradient away from that token's embedding when the export is trained on.
+    """
+    tokens: dict[str, Any] = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": end_of_turn_id(tokenizer),
+    }
+    for name, value in tokens.items():
+        setattr(model.config, name, value)
+        setattr(model.generation_config, name, value)
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
