@@ -26,6 +26,7 @@ THOUGHT = re.compile(r"(\s*<think>)(.*?)(</think>)(.*)", re.DOTALL)
 
 _FIRST_MARK, _FIRST_ANCHOR, _LAST = 0x100000, 0x108000, 0x10FFFD
 _RESERVED = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_LAST)}]")
+_MARK = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_FIRST_ANCHOR - 1)}]")
 _THINK_TAGS = ("<think>", "</think>")
 
 
@@ -47,7 +48,7 @@ class SpecialText:
         self._special = any_of(specials)
         spelt = list(dict.fromkeys([*specials, *_THINK_TAGS]))
         self._to_mark = {text: chr(_FIRST_MARK + i) for i, text in enumerate(spelt)}
-        self._to_text = str.maketrans({mark: text for text, mark in self._to_mark.items()})
+        self._to_text = {mark: text for text, mark in self._to_mark.items()}
         self._spelt = any_of(spelt)
 
     def protect(self, text: str) -> str:
@@ -70,7 +71,7 @@ class SpecialText:
     def anchor(self, rendered: str) -> str:
         """Turn the special tokens of rendered text into anchors, then marks into text."""
         anchored = self._special.sub(lambda match: self._to_anchor[match[0]], rendered)
-        return anchored.translate(self._to_text)
+        return _MARK.sub(lambda match: self._to_text[match[0]], anchored)
 
 
 def any_of(spellings: Sequence[str]) -> re.Pattern[str]:
