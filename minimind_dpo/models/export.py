@@ -7,10 +7,10 @@ target is never half written: it is the old one or the new one.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
 from copy import deepcopy
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from minimind_dpo.models.attention import plain_attention
 from minimind_dpo.models.dialects import CheckpointError, Dialect, dtype_name
 from minimind_dpo.models.files import check_finite
+from minimind_dpo.models.hub import no_progress_bar
 from minimind_dpo.models.mapping import to_native
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
@@ -110,8 +111,11 @@ def save_hf(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        with plain_attention(model), _config_for_export(model, dtype):
+        named = model.config.dtype
+        with plain_attention(model), no_progress_bar():
             model.save_pretrained(temporary, state_dict=state)
+        model.config.dtype = named  # saving leaves a string there
+        _name_dtype(temporary / "config.json", dtype or model.dtype)
         _generation_config(model, tokenizer).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
@@ -123,15 +127,11 @@ def save_hf(
     return folder
 
 
-@contextlib.contextmanager
-def _config_for_export(model: PreTrainedModel, dtype: torch.dtype | None) -> Iterator[None]:
-    """Let config.json name the format that is written."""
-    before = model.config.dtype
-    model.config.dtype = dtype or model.dtype
-    try:
-        yield
-    finally:
-        model.config.dtype = before
+def _name_dtype(path: Path, dtype: torch.dtype) -> None:
+    """Let config.json name the format that was written; transformers writes the model's own."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["dtype"] = dtype_name(dtype)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _generation_config(

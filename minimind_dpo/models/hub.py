@@ -50,7 +50,7 @@ def load_hub_model(
     _override(config, overrides, str(source))
     _set_dropout(config, dropout)
     try:
-        with _no_progress_bar():
+        with no_progress_bar():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
@@ -162,7 +162,7 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
 
 
 @contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
+def no_progress_bar() -> Iterator[None]:
     """Keep transformers' weight bar out of a log that has one of its own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()

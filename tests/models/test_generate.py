@@ -1,0 +1,131 @@
+"""Sampling: right answers, and a training run that does not notice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from minimind_dpo.models import LoadedModel, load_model
+from minimind_dpo.models.attention import PLANNED, use_planned_attention
+from minimind_dpo.models.generate import sample_answers, sample_completions
+
+from .conftest import Golden, tiny_tokenizer
+
+TURNS = [{"role": "user", "content": "w1 w2 w3"}]
+
+
+@pytest.fixture
+def loaded(v2_file: Path) -> LoadedModel:
+    return load_model(v2_file, tiny_tokenizer(40), {"num_attention_heads": 4})
+
+
+def greedy(model: torch.nn.Module, prompt: list[int], length: int, ends: set[int]) -> list[int]:
+    ids = list(prompt)
+    for _ in range(length):
+        with torch.no_grad():
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+        if ids[-1] in ends:
+            break
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("name", ["v_learn", "v1", "v2_moe", "v3", "v3_moe_top2"])
+def test_greedy_answers_of_a_ragged_batch_are_those_of_each_prompt_alone(
+    name: str, golden: Callable[[str], Golden]
+) -> None:
+    g = golden(name)
+    model = load_model(g.path, config=g.config, tokenizer=False).model
+    prompts = [g.input_ids[0, :3].tolist(), g.input_ids[1, :9].tolist(), [5]]
+    got = sample_completions(model, prompts, end_ids=[], max_new_tokens=6, temperature=0)
+    assert got == [greedy(model, prompt, 6, set()) for prompt in prompts]
+
+
+def test_a_completion_stops_at_its_end_token(loaded: LoadedModel) -> None:
+    first = greedy(loaded.model, [3, 4], 5, set())
+    end = first[2]
+    got = sample_completions(loaded.model, [[3, 4]], end_ids=[end], max_new_tokens=5, temperature=0)
+    assert got == [first[: first.index(end) + 1]]
+
+
+def test_training_is_not_disturbed(loaded: LoadedModel) -> None:
+    model, tokenizer = loaded.model.train(), loaded.tokenizer
+    assert tokenizer is not None
+    model.model.layers[1].eval()  # not every module is in the same mode
+    use_planned_attention(model, True)
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    sample_answers(model, tokenizer, [TURNS], max_new_tokens=4, seed=3)
+    assert torch.equal(torch.rand(4), expected)
+    assert model.training
+    assert not model.model.layers[1].training
+    assert model.config._attn_implementation == PLANNED
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_seed_repeats_its_answers_and_another_gives_others(loaded: LoadedModel) -> None:
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+
+    def answers(seed: int) -> list[str]:
+        prompts = [TURNS, "w4 w5", TURNS]
+        return sample_answers(
+            loaded.model, tokenizer, prompts, max_new_tokens=12, seed=seed, batch_size=2
+        )
+
+    assert answers(0) == answers(0)
+    assert answers(0) != answers(1)
+    assert not any("<|" in answer for answer in answers(0))
+
+
+def test_chat_prompts_are_rendered_up_to_the_assistants_turn(
+    loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[int]] = []
+
+    def spy(model: object, prompts: list[list[int]], **kwargs: object) -> list[list[int]]:
+        seen.extend(prompts)
+        assert kwargs["end_ids"] == [2]  # <|im_end|>
+        return [[7, 2] for _ in prompts]
+
+    monkeypatch.setattr("minimind_dpo.models.generate.sample_completions", spy)
+    assert loaded.tokenizer is not None
+    assert sample_answers(loaded.model, loaded.tokenizer, [TURNS, "w1"]) == ["w2", "w2"]
+    # <|im_start|> user w1 w2 w3 <|im_end|> <|im_start|> assistant
+    assert seen == [[1, 3, 6, 7, 8, 2, 1, 4], [6]]
+
+
+def test_settings_of_the_model_do_not_leak_into_sampling(loaded: LoadedModel) -> None:
+    plain = sample_completions(
+        loaded.model, [[3, 4]], end_ids=[], max_new_tokens=8, temperature=1.0
+    )
+    settings = loaded.model.generation_config
+    settings.top_k, settings.repetition_penalty, settings.do_sample = 1, 5.0, True
+    again = sample_completions(
+        loaded.model, [[3, 4]], end_ids=[], max_new_tokens=8, temperature=1.0
+    )
+    assert plain == again
+
+
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"temperature": -1.0}, "temperature=-1.0 must be 0 or more"),
+        ({"top_p": 0.0}, "top_p=0.0 above 0"),
+        ({"max_new_tokens": 0}, "must be 1 or more"),
+        ({"batch_size": 0}, "must be 1 or more"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    loaded: LoadedModel, setting: dict[str, float], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        sample_completions(loaded.model, [[3]], end_ids=[], **setting)
+
+
+def test_an_empty_prompt_is_refused(loaded: LoadedModel) -> None:
+    with pytest.raises(ValueError, match=r"prompt\(s\) 1 have no tokens"):
+        sample_completions(loaded.model, [[3], []], end_ids=[])

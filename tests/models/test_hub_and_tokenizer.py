@@ -1,0 +1,190 @@
+"""Folders, hub names and tokenizers: found where they are, refused with what to do where not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, T5Config
+
+from minimind_dpo.models import CheckpointError, load_model
+
+from .conftest import tiny_tokenizer, v2_state
+
+HEADS = {"num_attention_heads": 4}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A Hugging Face folder: Llama, 16 wide, bfloat16, dropout 0.3 in its configuration."""
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        attention_dropout=0.3,
+    )
+    target = tmp_path / "llama"
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target)
+    tiny_tokenizer().save_pretrained(target)
+    return target
+
+
+def test_a_folder_loads_with_dropout_off_and_its_dtype_reported(folder: Path) -> None:
+    loaded = load_model(str(folder))
+    assert loaded.model.dtype == torch.float32
+    assert loaded.model.config._attn_implementation == "sdpa"
+    assert loaded.model.config.attention_dropout == 0.0
+    assert loaded.dialect.file_dtype == torch.bfloat16
+    assert loaded.describe().startswith("Hugging Face model (hf): LlamaForCausalLM, 0.0")
+    assert loaded.tokenizer is not None
+    assert len(loaded.tokenizer) == 30
+    assert load_model(folder, dropout=0.2).model.config.attention_dropout == 0.2
+
+
+def test_folder_fields_can_be_overridden_and_unknown_ones_list_the_known(folder: Path) -> None:
+    config = load_model(folder, config={"rms_norm_eps": 1e-5, "rope_theta": 5e5}).model.config
+    assert (config.rms_norm_eps, config.rope_parameters["rope_theta"]) == (1e-5, 5e5)
+    with pytest.raises(
+        CheckpointError, match=r"no field model.config.n_heads. Known ones: .*vocab"
+    ):
+        load_model(folder, config={"n_heads": 4})
+    with pytest.raises(CheckpointError, match="hidden_size"):
+        load_model(folder, config={"hidden_size": "wide"})
+    with pytest.raises(CheckpointError, match=r"model\.config"):
+        load_model(folder, config={"hidden_size": 32})
+
+
+def test_a_folder_with_weights_missing_or_left_over_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"keys 9 missing: model.layers.2"):
+        load_model(folder)
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+    with pytest.raises(CheckpointError, match=r"keys 9 left over: model.layers.1"):
+        load_model(folder)
+
+
+def test_a_folder_that_cannot_be_used_says_why(folder: Path, tmp_path: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:500])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        load_model(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="safetensors"):
+        load_model(folder)
+    T5Config().save_pretrained(tmp_path / "t5")
+    with pytest.raises(CheckpointError, match="encoder-decoder"):
+        load_model(tmp_path / "t5")
+    with pytest.raises(CheckpointError, match=r"no config.json"):
+        load_model(tmp_path)
+
+
+def test_weights_of_a_bin_file_are_loaded_without_running_code(folder: Path) -> None:
+    model = LlamaForCausalLM.from_pretrained(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    loaded = load_model(folder)
+    key = "model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(loaded.model.state_dict()[key], model.float().state_dict()[key])
+
+
+def test_code_of_a_folder_is_not_run_unless_asked(folder: Path) -> None:
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config["model_type"] = "of_my_own"
+    config["auto_map"] = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "code.py").write_text("raise SystemExit('the code of the folder ran')")
+    with pytest.raises(CheckpointError, match=r"model.trust_remote_code=true"):
+        load_model(folder)
+
+
+def test_a_folder_of_native_files_names_them(v2_file: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"It holds full_sft_16.pth; give model.path one"):
+        load_model(v2_file.parent)
+
+
+@pytest.mark.parametrize("spelling", ["full_sft_61.pth", "./full_sft_16", "sub/full_sft_16.pth"])
+def test_a_local_path_that_does_not_exist_never_reaches_a_hub(
+    v2_file: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", no_hub)
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", no_hub)
+    monkeypatch.chdir(v2_file.parent)
+    with pytest.raises(CheckpointError, match="no such file or folder") as caught:
+        load_model(spelling)
+    if not spelling.startswith("sub"):
+        assert "there is: full_sft_16.pth" in str(caught.value)
+
+
+def test_a_folder_of_this_machine_marks_a_name_as_local(
+    v2_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(v2_file.parent.parent)
+    name = f"{v2_file.parent.name}/full_sft_61"
+    with pytest.raises(CheckpointError, match=r"there is: full_sft_16.pth"):
+        load_model(name)
+
+
+def test_modelscope_names_say_which_extra_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "modelscope", None)
+    with pytest.raises(CheckpointError, match=r"pip install minimind-dpo\[modelscope\]"):
+        load_model("modelscope:someone/minimind-3")
+
+
+def test_a_tokenizer_beside_the_file_is_found_and_ends_its_turns(v2_file: Path) -> None:
+    tiny_tokenizer().save_pretrained(v2_file.parent)
+    loaded = load_model(v2_file, config=HEADS)
+    assert loaded.tokenizer is not None
+    assert loaded.model.generation_config.eos_token_id == 2  # <|im_end|>
+    assert loaded.model.generation_config.pad_token_id == 0
+    # A padding token in the configuration would freeze that token's embedding.
+    assert loaded.model.config.pad_token_id is None
+    assert loaded.model.get_input_embeddings().padding_idx is None
+
+
+def test_a_missing_tokenizer_is_an_error_where_it_is_needed(v2_file: Path) -> None:
+    loaded = load_model(v2_file, config=HEADS)
+    with pytest.raises(CheckpointError, match=r"Set model.tokenizer"):
+        _ = loaded.tokenizer
+    assert load_model(v2_file, config=HEADS, tokenizer=False).tokenizer is None
+    with pytest.raises(CheckpointError, match=r"model.tokenizer=.* no such file or folder"):
+        load_model(v2_file, tokenizer="./nowhere", config=HEADS)
+    with pytest.raises(CheckpointError, match="not a folder that holds a tokenizer"):
+        load_model(v2_file, tokenizer=v2_file.parent, config=HEADS)
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(v2_file: Path) -> None:
+    assert load_model(v2_file, tiny_tokenizer(40), HEADS).tokenizer is not None
+    with pytest.raises(CheckpointError, match=r"has 41 tokens, but .* has 40 rows"):
+        load_model(v2_file, tiny_tokenizer(41), HEADS)
+
+
+def test_a_damaged_tokenizer_is_named(v2_file: Path) -> None:
+    (v2_file.parent / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match="tokenizer cannot be loaded"):
+        load_model(v2_file, config=HEADS)
+
+
+def test_reading_a_file_leaves_the_random_state_alone(v2_file: Path) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    load_model(v2_file, config=HEADS, tokenizer=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_weights_are_loaded_in_the_dtype_asked_for(v2_file: Path) -> None:
+    model = load_model(v2_file, config=HEADS, tokenizer=False, dtype=torch.float64).model
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+    stored = v2_state()["model.layers.1.mlp.up_proj.weight"].double()
+    assert torch.equal(model.state_dict()["model.layers.1.mlp.up_proj.weight"], stored)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
