@@ -75,7 +75,7 @@ def pair_losses(
     Rewards are beta times the log-ratio of sums whatever loss and reduction; under `ld_alpha` of
     the desensitised sums, which are that loss's likelihood. Without a reference the log-prob
     stands for the log-ratio, and simpo and orpo, first among the types, divide it by length as
-    their papers do.
+    the losses themselves do.
 
     Args:
         policy: Log-probs of P pairs with gradient. P may be 0.

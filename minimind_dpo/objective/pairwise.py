@@ -80,7 +80,7 @@ def exo_pair(terms: PairTerms, options: LossOptions) -> Tensor:
 def robust(terms: PairTerms, options: LossOptions) -> Tensor:
     """Robust DPO: ((1 - e) L(h) - e L(-h)) / (1 - 2e), L = -log sigmoid.
 
-    Ray Chowdhury et al. 2024, arXiv 2403.00409, section 3.1: an unbiased estimate of the DPO loss
+    Ray Chowdhury et al. 2024, arXiv 2403.00409: an unbiased estimate of the DPO loss
     under labels flipped with probability e < 1/2. It can be negative.
     """
     logit, flipped = terms.logit(options), options.label_smoothing

@@ -58,7 +58,7 @@ def padded_mean_warning(beta: float, padded_positions: int) -> str:
 
 
 def _names(options: LossOptions) -> Iterator[str]:
-    if isinstance(options.type, str) or not options.type:
+    if not isinstance(options.type, (tuple, list)) or not options.type:
         yield f"loss.type={options.type!r}: give one or more names, as a list; e.g. [sigmoid]"
         return
     for name in options.type:
@@ -75,9 +75,9 @@ def _names(options: LossOptions) -> Iterator[str]:
 
 
 def _weights(options: LossOptions) -> Iterator[str]:
-    if options.weights is None or isinstance(options.type, str):
+    if options.weights is None or not isinstance(options.type, (tuple, list)):
         return
-    if isinstance(options.weights, (int, float, str)):
+    if not isinstance(options.weights, (tuple, list)):
         yield f"loss.weights={options.weights!r}: give a list with one number per loss.type"
         return
     if len(options.weights) != len(options.type):

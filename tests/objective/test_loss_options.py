@@ -1,0 +1,94 @@
+"""Options without meaning are refused, all at once, by config key."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+
+from minimind_dpo.objective.losses import (
+    LOSSES,
+    LossOptions,
+    needs_reference,
+    padded_mean_warning,
+    problems,
+    supports_margins,
+)
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"type": ("robust",), "label_smoothing": 0.5}, "loss.label_smoothing=0.5"),
+        ({"type": ("exo_pair",)}, "loss.label_smoothing=0"),
+        ({"type": ("ipo",), "beta": 0.0}, "loss.beta=0.0"),
+        ({"beta": NAN}, "loss.beta=nan"),
+        ({"beta": "big"}, "loss.beta='big'"),
+        ({"type": ("bco_pair",), "f_divergence": "forward_kl"}, "loss.f_divergence=forward_kl"),
+        ({"type": ("sft",), "f_divergence": "forward_kl"}, "loss.f_divergence=forward_kl"),
+        ({"type": ("dpo",)}, "loss.type='dpo'"),
+        ({"type": "sigmoid"}, "loss.type='sigmoid'"),
+        ({"type": ()}, "loss.type=()"),
+        ({"type": ("sigmoid", "sigmoid")}, "twice"),
+        ({"f_divergence": "kl"}, "loss.f_divergence='kl'"),
+        ({"reduction": "max"}, "loss.reduction='max'"),
+        ({"weights": (NAN,)}, "loss.weights holds nan"),
+        ({"weights": (-1.0,)}, "loss.weights holds -1.0"),
+        ({"weights": (0.0,)}, "loss.weights are all 0"),
+        ({"weights": (1.0, 2.0)}, "loss.weights has 2 values for 1"),
+        ({"weights": 1.0}, "loss.weights=1.0"),
+        ({"type": ("ipo",), "reduction": "mean"}, "loss.reduction=mean"),
+        ({"reduction": "mean", "f_divergence": "forward_kl"}, "loss.f_divergence=forward_kl"),
+        ({"type": ("aot",), "wpo": True}, "loss.wpo=True"),
+        ({"wpo": 1}, "loss.wpo=1"),
+        ({"type": ("simpo",), "ld_alpha": 0.5}, "loss.ld_alpha=0.5"),
+        ({"ld_alpha": 1.5}, "loss.ld_alpha=1.5"),
+        ({"type": ("orpo",), "rpo_alpha": 1.0}, "loss.rpo_alpha=1.0"),
+        ({"type": ("hinge",), "label_smoothing": 0.1}, "loss.label_smoothing=0.1"),
+        ({"type": ("discopop",), "discopop_tau": 0}, "loss.discopop_tau=0"),
+    ],
+)
+def test_a_setting_without_meaning_is_refused_by_its_key(settings: dict[str, Any], key: str):
+    found = problems(LossOptions(**settings))
+    assert len(found) == 1
+    assert key in found[0]
+
+
+def test_problems_are_told_all_at_once():
+    options = LossOptions(type=("dpo",), beta=-1, label_smoothing=2, weights=(1, 2), ld_alpha=-1)
+    keys = ("loss.type", "loss.weights", "loss.beta", "loss.label_smoothing", "loss.ld_alpha")
+    found = "\n".join(problems(options))
+    assert all(key in found for key in keys)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_is_accepted_with_its_defaults(name):
+    smoothing = 0.001 if name == "exo_pair" else 0.0
+    assert problems(LossOptions(type=(name,), label_smoothing=smoothing)) == []
+
+
+def test_whatever_the_values_are_problems_does_not_raise():
+    for field in fields(LossOptions):
+        for value in (None, "x", NAN, -1, [], (), ("x",), [1], {}, True, object()):
+            assert isinstance(problems(replace(LossOptions(), **{field.name: value})), list)
+
+
+def test_reference_is_needed_where_a_loss_reads_it():
+    free = {name for name in LOSSES if not needs_reference(LossOptions(type=(name,)))}
+    assert free == {"simpo", "orpo", "cpo", "sft"}
+    assert needs_reference(LossOptions(type=("sft", "sigmoid")))
+
+
+def test_margins_mean_something_only_where_every_preference_loss_is_a_gap():
+    assert supports_margins(LossOptions(type=("sigmoid", "sft")))
+    assert not supports_margins(LossOptions(type=("sigmoid", "bco_pair")))
+    assert not supports_margins(LossOptions(type=("sft",)))
+
+
+def test_padded_mean_warning_tells_the_effective_beta_and_the_stuck_loss():
+    """beta 0.1 over 1,023 positions is 9.78e-05; a gap of 50 nats gives 0.6907, not 0.0067."""
+    warning = padded_mean_warning(0.1, 1023)
+    assert all(number in warning for number in ("9.78e-05", "0.6907", "0.0067", "1023"))
