@@ -20,15 +20,30 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from minimind_dpo.schema import Config, ModelConfig, schema_keys
 
 PACKAGE_DIR: Final = Path(__file__).resolve().parent
-CONF_DIR: Final = next(
-    folder for folder in (PACKAGE_DIR / "conf", PACKAGE_DIR.parent / "conf") if folder.is_dir()
-)
-"""The YAML files: inside an installed wheel, else beside the package in a checkout. Absolute,
-because a relative one cannot be found from a console script."""
+
+
+def find_conf(package: Path) -> Path:
+    """The folder of YAML files: inside an installed package, else beside it in a checkout.
+
+    Raises:
+        FileNotFoundError: It is at neither place.
+    """
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return folder
+    raise FileNotFoundError(
+        f"conf/config.yaml is neither in {package} nor beside it: the installation is incomplete, "
+        "install minimind-dpo again"
+    )
+
+
+# Absolute: a relative one cannot be found from a console script.
+CONF_DIR: Final = find_conf(PACKAGE_DIR)
 
 _GROUPS: Final = ("experiment", "logger", "sweep")
 
@@ -78,14 +93,18 @@ def register_schemas() -> None:
 
     `${package:demo/assets}` is the absolute path of a file that ships inside this package.
     """
+    ConfigStore.instance().store(name="schema", node=_schema())
+    OmegaConf.register_new_resolver(
+        "package", lambda path: str(PACKAGE_DIR / str(path)), replace=True
+    )
+
+
+def _schema() -> DictConfig:
     node = OmegaConf.structured(Config)
     node.model = ModelConfig
     # `model.config.num_attention_heads=4` has to work without a `+`: its keys are the model's own.
     OmegaConf.set_struct(node.model.config, False)
-    ConfigStore.instance().store(name="schema", node=node)
-    OmegaConf.register_new_resolver(
-        "package", lambda path: str(PACKAGE_DIR / str(path)), replace=True
-    )
+    return node
 
 
 def compose(overrides: Sequence[str] = ()) -> Config:
@@ -147,6 +166,21 @@ def to_config(cfg: DictConfig) -> Config:
     return config
 
 
+def from_yaml(text: str) -> Config:
+    """The configuration that `to_yaml` wrote.
+
+    Raises:
+        ConfigError: It is not YAML, has an unknown key, lacks one, or has a wrong type.
+    """
+    try:
+        cfg = OmegaConf.merge(_schema(), OmegaConf.create(text))
+        assert isinstance(cfg, DictConfig)
+        return to_config(cfg)
+    except (OmegaConfBaseException, YAMLError) as error:
+        key = str(getattr(error, "full_key", None) or "configuration")
+        raise ConfigError([Problem(key, str(error).splitlines()[0])]) from error
+
+
 def as_list(value: Any) -> list[Any]:
     """One thing or several, as a list; nothing (None or an empty string) is an empty list."""
     if value is None or value == "":
@@ -205,7 +239,9 @@ def _unknown_key(key: str, value: Any) -> Problem:
         fix = f"If the logger's class has such a keyword: +{key}={_shown(value)}"
     else:
         # Hydra's own advice, to append with a plus, would not do: the schema is closed.
-        near = nearest(key, [*schema_keys(), *_GROUPS])
+        keys = [*schema_keys(), *_GROUPS]
+        same_leaf = [known for known in keys if known.split(".")[-1] == key.split(".")[-1]]
+        near = same_leaf[0] if same_leaf else nearest(key, keys)
         fix = f"Did you mean {near}?" if near else "All keys: --cfg job."
     return Problem(key, "there is no such key", fix, value)
 

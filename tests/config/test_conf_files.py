@@ -1,0 +1,132 @@
+"""Every shipped YAML composes, validates, agrees with the schema and explains each key."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from minimind_dpo.config import CONF_DIR, compose, find_conf, from_yaml, to_yaml
+from minimind_dpo.schema import schema_keys
+from minimind_dpo.validation import loss_options
+
+GROUPS = sorted(p for p in CONF_DIR.glob("*/*.yaml") if p.parent.name not in ("hydra", "sweep"))
+SHIPPED = sorted(p for p in CONF_DIR.rglob("*.yaml") if "hydra" not in p.parts)
+CHOICES = [p for p in SHIPPED if p.parent.name in ("experiment", "logger", "sweep")]
+KEY = re.compile(r"\s*(?!- )[\w./]+:(\s|$)")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(CONF_DIR).as_posix()
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=_name)
+def test_every_choice_composes_and_validates(
+    path: Path, files: list[str], problems: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plus = "+" if path.parent.name == "sweep" else ""
+    choice = [f"{plus}{path.parent.name}={path.stem}"]
+    if path.parent.name == "experiment":
+        choice.append("data.val=val.jsonl" if path.stem == "demo" else "data.val=null")
+    config = compose([*choice, *files])
+    # Optional packages are not what is tested here.
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    assert problems(config) == {}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=_name)
+def test_every_key_has_a_comment_of_its_own(path: Path) -> None:
+    """A comment stands on the line above; sections of an experiment need none."""
+    sections_pass = path.parent.name in ("experiment", "sweep", "conf")
+    lines = path.read_text(encoding="utf-8").split("hydra:\n")[0].splitlines()
+    lines = lines[lines.index("defaults:") + 1 :] if "defaults:" in lines else lines
+    bare = [
+        line.strip()
+        for above, line in zip(["", *lines], lines, strict=False)
+        if KEY.match(line)
+        and not above.lstrip().startswith("#")
+        and not (sections_pass and line.rstrip().endswith(":"))
+    ]
+    assert bare == []
+
+
+@pytest.mark.parametrize("path", [p for p in GROUPS if p.parent.name != "experiment"], ids=_name)
+def test_group_files_hold_the_keys_of_the_schema_and_no_others(path: Path) -> None:
+    group = path.parent.name
+    expected = {key for key in schema_keys() if key.startswith(f"{group}.")}
+    assert _leaves(path, f"{group}.", expected) == expected
+
+
+def test_the_top_level_file_holds_the_other_keys() -> None:
+    groups = {path.parent.name for path in GROUPS}
+    expected = {key for key in schema_keys() if key.split(".")[0] not in groups}
+    found = _leaves(CONF_DIR / "config.yaml", "", expected)
+    assert {key for key in found if not key.startswith(("hydra.", "defaults"))} == expected
+
+
+def _leaves(path: Path, prefix: str, schema: set[str]) -> set[str]:
+    """Dotted keys of a file, down to those that the schema leaves free."""
+    found = set()
+
+    def walk(node: object, key: str) -> None:
+        if isinstance(node, dict) and key.removesuffix(".") not in schema:
+            for name, child in node.items():
+                walk(child, f"{key}{name}.")
+        else:
+            found.add(key.removesuffix("."))
+
+    walk(OmegaConf.to_container(OmegaConf.load(path)), prefix)
+    return found
+
+
+def test_every_key_has_a_value_but_the_two_that_a_user_must_give() -> None:
+    config = compose()
+    assert (config.model.path, config.data.train) == ("", [])
+
+
+def test_the_group_loss_is_the_objective_s_own_options() -> None:
+    """Field for field, and with the same defaults: type sigmoid, beta 0.1, reduction sum."""
+    options = loss_options(compose())
+    assert options == type(options)()
+
+
+def test_experiment_notebook_has_the_notebook_s_numbers() -> None:
+    config = compose(["experiment=notebook"])
+    data, trainer, schedule = config.data, config.trainer, config.schedule
+    assert trainer.max_epochs == 1
+    assert data.batch_size == 32
+    assert config.optim.lr == 5e-4
+    assert (trainer.accelerator, trainer.devices) == ("auto", 1)
+    assert (data.num_workers, data.pin_memory, data.shuffle) == (1, True, False)
+    assert trainer.accumulate_grad_batches == 8
+    assert (trainer.gradient_clip_val, trainer.gradient_clip_algorithm) == (1.0, "norm")
+    assert (schedule.name, schedule.warmup_steps, schedule.warmup_ratio) == ("notebook", 0, 0.0)
+    assert trainer.log_every_n_steps == config.callbacks.micro_batches.log_every == 100
+    assert config.callbacks.checkpoint.every_n_steps == 100
+    assert config.callbacks.micro_batches.export_every == 100
+    assert data.max_length == 1024
+    assert config.loss.beta == 0.1
+    assert (config.loss.reduction, data.layout) == ("padded_mean", "padded")
+    assert data.pad_to_max_length
+    assert data.drop_last
+    assert config.model.dropout == 0.1
+
+
+def test_a_resolved_configuration_reads_back_as_it_was(files: list[str]) -> None:
+    config = compose(["experiment=minimind3", "model.config.num_attention_heads=4", *files])
+    assert from_yaml(to_yaml(config)) == config
+
+
+def test_conf_is_found_inside_a_package_first_and_beside_it_else(tmp_path: Path) -> None:
+    package = tmp_path / "minimind_dpo"
+    with pytest.raises(FileNotFoundError, match="install minimind-dpo again"):
+        find_conf(package)
+    for folder in (tmp_path / "conf", package / "conf"):
+        folder.mkdir(parents=True)
+        (folder / "config.yaml").touch()
+        assert find_conf(package) == folder
+    assert CONF_DIR.is_absolute()
