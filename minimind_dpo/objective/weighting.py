@@ -81,8 +81,9 @@ def token_positions(logps: PairLogps) -> Tensor:
 def wpo_weights(policy: PairLogps) -> Tensor:
     """How likely the policy itself would write each pair, (P,), without gradient.
 
-    WPO (Zhou et al. 2024, arXiv 2406.11827, eq. 2, aligned to sampled sequences): exp of the mean over tokens of log p(token) - log sum p^2, chosen and rejected multiplied. The
-    second term is the log of the probability expected of a sampled token, so a pair as likely as
+    WPO (Zhou et al. 2024, arXiv 2406.11827, eq. 2, aligned to sampled sequences): exp of the
+    mean over tokens of log p(token) - log sum p^2, chosen and rejected multiplied. The second
+    term is the log of the probability expected of a sampled token, so a pair as likely as
     one that the policy writes weighs about 1. Weights above 1 are kept.
 
     Raises:
