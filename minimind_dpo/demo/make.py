@@ -122,8 +122,7 @@ def make(folder: Path, recipe: Recipe, console: Console | None = None) -> None:
         console: Where to show progress; nothing is shown without one.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = [question for question in questions() if question.split != "held_out"]
-    tokenizer = train_tokenizer(known, recipe)
+    tokenizer = train_tokenizer(questions(), recipe)
     tokenizer.save_pretrained(folder / "tokenizer")
     for name, split, count in (
         ("preferences.jsonl", "pairs", recipe.pairs),
@@ -144,7 +143,7 @@ def make(folder: Path, recipe: Recipe, console: Console | None = None) -> None:
         train(
             model,
             tokenizer,
-            known,
+            questions(),
             recipe,
             lambda step, total, loss: progress.update(bar, completed=step, total=total, loss=loss),
         )

@@ -1,15 +1,16 @@
-"""The questions of the demo, their right answers, and which of them training may see.
+"""The questions of the demo, their right answers, and which of them DPO may see.
 
 Four kinds, in Chinese and English: arithmetic, units, facts and greetings. A *topic* is what is
-asked (`add:3:5`), a *prompt* is one way to ask it ("3加5等于多少？"). Prompts are split by a hash:
+asked (`add:3:5`), a *prompt* is one way to ask it ("3加5等于多少？"). Supervised fine-tuning
+teaches the answer to every prompt, in both manners evenly, so it tells nothing of preferences.
+For these the prompts are split by a hash:
 
-    pairs      in the preference data and in the data of supervised fine-tuning
-    sft_only   in the data of supervised fine-tuning alone
-    held_out   in neither: validation and the judge ask these
+    pairs      may be in the preference data
+    held_out   never are: validation and the judge ask these
+    unused     never are: they ask a held-out topic in other words
 
 An arithmetic or unit topic that is held out is so in both languages and however it is phrased, so
-DPO never sees its operands; fine-tuning saw it in other words, so the model can know the answer.
-Facts and greetings are a closed set: there the phrasing is held out.
+DPO never sees its operands. Facts and greetings are a closed set: there the phrasing is held out.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from minimind_dpo.demo.facts import FAMILIES
 from minimind_dpo.demo.greetings import GREETINGS
 
 Language: TypeAlias = Literal["zh", "en"]
-Split: TypeAlias = Literal["pairs", "sft_only", "held_out"]
+Split: TypeAlias = Literal["pairs", "unused", "held_out"]
 
 _ONE_TOPIC_IN = 6  # arithmetic and unit topics is held out
 
@@ -92,14 +93,14 @@ _ARITHMETIC_PROMPTS: dict[Language, tuple[str, ...]] = {
 
 def _operands() -> Iterator[tuple[str, int, int, int]]:
     """Operation, both operands and the result of every sum in the demo."""
-    for a in range(1, 13):
-        for b in range(1, 13):
+    for a in range(1, 10):
+        for b in range(1, 10):
             yield "add", a, b, a + b
-    for a in range(2, 16):
+    for a in range(2, 11):
         for b in range(1, a):
             yield "subtract", a, b, a - b
-    for a in range(2, 10):
-        for b in range(2, 10):
+    for a in range(2, 8):
+        for b in range(2, 8):
             yield "multiply", a, b, a * b
 
 
@@ -205,7 +206,7 @@ def _split(phrasings: list[Question]) -> Iterator[Question]:
     closed_set = first.kind in ("facts", "greetings")
     if closed_set or _hash(first.topic) % _ONE_TOPIC_IN == 0:
         held_out = 1 if closed_set else len(shuffled) // 2
-        rest: Split = "pairs" if closed_set else "sft_only"
+        rest: Split = "pairs" if closed_set else "unused"
     else:
         held_out, rest = 0, "pairs"
     for rank, question in enumerate(shuffled):

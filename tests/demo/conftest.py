@@ -1,0 +1,52 @@
+"""The demo at toy scale, and the shipped one, as models that `transformers` runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+from minimind_dpo.demo import ASSETS
+from minimind_dpo.demo.make import make
+from minimind_dpo.demo.sft import Recipe, new_model
+
+TOY = Recipe(
+    vocab_size=400, hidden_size=32, num_layers=1, epochs=1, batch_size=1024, pairs=40, held_out=16
+)
+
+
+Demo = tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]
+
+
+def load_native(folder: Path, recipe: Recipe) -> Demo:
+    """Strictly load `full_sft_<width>.pth` and the tokenizer of a folder that `make` wrote."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+    state = torch.load(folder / f"full_sft_{recipe.hidden_size}.pth", weights_only=True)
+    model = new_model(recipe, tokenizer)
+    model.load_state_dict({key: value.float() for key, value in state.items()})
+    return model.eval(), tokenizer
+
+
+@pytest.fixture(scope="session")
+def toy() -> Recipe:
+    return TOY
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    torch.set_num_threads(1)
+    make(folder, TOY)
+    return folder
+
+
+@pytest.fixture
+def toy_demo(toy_folder: Path) -> Demo:
+    return load_native(toy_folder, TOY)
+
+
+@pytest.fixture
+def shipped_demo() -> Demo:
+    return load_native(ASSETS, Recipe())
