@@ -115,6 +115,7 @@ def sample_completions(
         ValueError: A setting out of range, or an empty prompt.
     """
     _check(prompts, max_new_tokens, temperature, top_p, batch_size)
+    _check_ids(model, prompts)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -158,6 +159,18 @@ def _check(
         raise ValueError(
             f"prompt(s) {', '.join(empty[:5])} have no tokens, so there is nothing to continue"
         )
+
+
+def _check_ids(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    # NOTE: on CUDA an id without a row ends the whole process; here it is still an error.
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    for index, prompt in enumerate(prompts):
+        if not 0 <= min(prompt) <= max(prompt) < rows:
+            raise ValueError(
+                f"prompt {index} holds token id {max(prompt)}, but the model's embedding has "
+                f"{rows} rows: the tokenizer does not belong to the model"
+            )
 
 
 def _one_batch(

@@ -25,6 +25,7 @@ _SAFETENSORS_DTYPES = {
 
 def load_hub_model(
     source: Path | str,
+    config: PreTrainedConfig,
     overrides: dict[str, Any],
     dtype: torch.dtype,
     dropout: float,
@@ -34,18 +35,15 @@ def load_hub_model(
 
     Args:
         source: Folder or hub name.
+        config: As `read_config` gave it; it is changed.
         overrides: Fields of its configuration to change.
         dtype: Number format to load into.
         dropout: Probability for every dropout of the configuration.
         trust_remote_code: Let it run the Python code that comes with it.
 
     Raises:
-        CheckpointError: It is not such a folder, cannot be fetched, lacks weights, holds others,
-            or is not a decoder-only model.
+        CheckpointError: It cannot be fetched, lacks weights or holds others.
     """
-    if isinstance(source, Path):
-        _check_folder(source)
-    config = _read_config(source, trust_remote_code)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
     _override(config, overrides, str(source))
     _set_dropout(config, dropout)
@@ -88,7 +86,15 @@ def _check_folder(folder: Path) -> None:
     raise CheckpointError(f"model.path={folder} has no config.json. {hint}")
 
 
-def _read_config(source: Path | str, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(source: Path | str, trust_remote_code: bool) -> PreTrainedConfig:
+    """Configuration of a Hugging Face folder or hub name.
+
+    Raises:
+        CheckpointError: It is no such folder, cannot be fetched, needs code of its own, or is not
+            a decoder-only model.
+    """
+    if isinstance(source, Path):
+        _check_folder(source)
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing name, the network, JSON, code that is not trusted

@@ -21,7 +21,7 @@ from transformers.initialization import no_init_weights
 from minimind_dpo.models.dialects import CheckpointError, Dialect, common_prefix, recognise
 from minimind_dpo.models.fields import resolve_fields, transformers_config
 from minimind_dpo.models.files import check_finite, locate, read_tensors
-from minimind_dpo.models.hub import load_hub_model
+from minimind_dpo.models.hub import load_hub_model, read_config
 from minimind_dpo.models.mapping import causal_mask, is_mask, to_transformers
 from minimind_dpo.models.tokenizers import check_vocabulary, find_tokenizer, set_special_tokens
 
@@ -100,12 +100,15 @@ def load_model(
     if not dtype.is_floating_point:
         raise CheckpointError(f"dtype={dtype} must be a floating point type")
     source = locate(path)
+    native = isinstance(source, Path) and source.is_file()
+    settings = None if native else read_config(source, trust_remote_code)
     found = find_tokenizer(source, tokenizer, trust_remote_code)
-    if isinstance(source, Path) and source.is_file():
-        model, dialect = _load_native(source, dict(config or {}), dtype, dropout)
+    overrides = dict(config or {})
+    if settings is None:
+        model, dialect = _load_native(Path(source), overrides, dtype, dropout)
     else:
         model, dialect = load_hub_model(
-            source, dict(config or {}), dtype, dropout, trust_remote_code
+            source, settings, overrides, dtype, dropout, trust_remote_code
         )
     if found is not None:
         check_vocabulary(found, model, str(path))

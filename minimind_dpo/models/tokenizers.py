@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,6 +10,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.models.files import locate
+
+log = logging.getLogger(__name__)
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|END_OF_TURN_TOKEN|>")
@@ -69,17 +72,35 @@ def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTo
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
     """Refuse a tokenizer whose ids the model's embedding does not have.
 
+    A special token that only the tokenizer's settings name, and that ends no turn and pads
+    nothing, is let through with a line in the log: transformers gives it a number of its own after
+    the vocabulary. (minimind-v-learn's settings say `<|endoftext|>`, its vocabulary `<endoftext>`.)
+
     Raises:
         CheckpointError: The tokenizer is larger than the embedding.
     """
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    if len(tokenizer) > rows:
+    if len(tokenizer) <= rows:
+        return
+    beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
+    needed = {end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id}
+    needed.add(tokenizer.pad_token_id)
+    named = set(tokenizer.all_special_tokens)
+    if len(beyond) > len(tokenizer.special_tokens_map) or any(
+        token not in named or id in needed for token, id in beyond.items()
+    ):
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} tokens, but the embedding of {path} has {rows} "
             "rows: they do not belong together. Set model.tokenizer to the one the model was "
             "trained with"
         )
+    log.warning(
+        "The tokenizer names special token(s) that its vocabulary lacks: %s; the model has no row "
+        "for them (%d rows). They are never used unless text that spells them is parsed.",
+        ", ".join(f"{token} ({id})" for token, id in beyond.items()),
+        rows,
+    )
 
 
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:

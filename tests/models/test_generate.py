@@ -129,3 +129,8 @@ def test_settings_out_of_range_are_refused(
 def test_an_empty_prompt_is_refused(loaded: LoadedModel) -> None:
     with pytest.raises(ValueError, match=r"prompt\(s\) 1 have no tokens"):
         sample_completions(loaded.model, [[3], []], end_ids=[])
+
+
+def test_an_id_beyond_the_embedding_is_refused(loaded: LoadedModel) -> None:
+    with pytest.raises(ValueError, match=r"prompt 1 holds token id 40, but .* 40 rows"):
+        sample_completions(loaded.model, [[3], [40]], end_ids=[])

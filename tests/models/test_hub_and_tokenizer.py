@@ -11,6 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models.export import save_hf
+from minimind_dpo.models.tokenizers import end_of_turn_id
 
 from .conftest import tiny_tokenizer, v2_state
 
@@ -125,6 +127,15 @@ def test_a_local_path_that_does_not_exist_never_reaches_a_hub(
         assert "there is: full_sft_16.pth" in str(caught.value)
 
 
+def test_a_name_that_the_hub_does_not_give_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(*args: Any, **kwargs: Any) -> None:
+        raise OSError("offline, and it is not in the cache")
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
+    with pytest.raises(CheckpointError, match=r"no such local path, and the hub gave no model"):
+        load_model("someone/minimind-of-theirs")
+
+
 def test_a_folder_of_this_machine_marks_a_name_as_local(
     v2_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -168,6 +179,20 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_is_refused(v2_file: Pat
         load_model(v2_file, tiny_tokenizer(41), HEADS)
 
 
+def test_a_named_special_token_without_a_number_is_let_through_and_logged(
+    v2_file: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tiny_tokenizer(40)
+    tokenizer.unk_token = "<unk>"  # not in the vocabulary: transformers appends it as number 40
+    tokenizer.add_special_tokens({"unk_token": "<unk>"})
+    assert len(tokenizer) == 41
+    assert load_model(v2_file, tokenizer, HEADS).tokenizer is tokenizer
+    assert "<unk> (40); the model has no row" in caplog.text
+    tokenizer.add_special_tokens({"eos_token": "<end>"})
+    with pytest.raises(CheckpointError, match=r"has 42 tokens"):
+        load_model(v2_file, tokenizer, HEADS)
+
+
 def test_a_damaged_tokenizer_is_named(v2_file: Path) -> None:
     (v2_file.parent / "tokenizer.json").write_text("{")
     with pytest.raises(CheckpointError, match="tokenizer cannot be loaded"):
@@ -188,3 +213,22 @@ def test_weights_are_loaded_in_the_dtype_asked_for(v2_file: Path) -> None:
     stored = v2_state()["model.layers.1.mlp.up_proj.weight"].double()
     assert torch.equal(model.state_dict()["model.layers.1.mlp.up_proj.weight"], stored)
     assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("name", ["minimind-3", "minimind2", "minimind-v-learn"])
+def test_the_published_tokenizers_end_turns_and_survive_an_export(
+    name: str, shared: Path, tmp_path: Path
+) -> None:
+    folder = shared / "tokenizers" / name
+    path = tmp_path / "full_sft_16.pth"
+    torch.save(v2_state(vocab=6400), path)
+    loaded = load_model(path, folder, HEADS)
+    tokenizer = loaded.tokenizer
+    assert tokenizer is not None
+    assert end_of_turn_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    again = load_model(save_hf(loaded.model, tokenizer, tmp_path / "export"))
+    assert again.tokenizer is not None
+    assert again.tokenizer.chat_template == tokenizer.chat_template
+    text = "<|im_start|>user\n你好，世界 hello 123<|im_end|>\n"
+    assert again.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
+    assert again.model.generation_config.eos_token_id == end_of_turn_id(tokenizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -46,6 +47,27 @@ def test_every_flipped_bit_of_a_tensor_is_noticed(v2_file: Path) -> None:
         v2_file.write_bytes(damaged)
         torch.load(v2_file, weights_only=True)  # torch itself notices nothing
         assert "does not match its checksum" in refused(v2_file)
+
+
+def test_damage_anywhere_is_refused_or_harmless(v2_file: Path) -> None:
+    healthy = load_model(v2_file, config=HEADS, tokenizer=False).model.state_dict()
+    whole = v2_file.read_bytes()
+    places = random.Random(0).sample(range(len(whole)), 60)
+    # Names and sizes live in the directory at the end and in the pickle at the start.
+    places += [*range(len(whole) - 100, len(whole), 5), *range(60, 200, 7)]
+    refusals = 0
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        v2_file.write_bytes(damaged)
+        try:
+            loaded = load_model(v2_file, config=HEADS, tokenizer=False)
+        except CheckpointError:
+            refusals += 1
+            continue
+        for key, tensor in loaded.model.state_dict().items():
+            assert torch.equal(tensor, healthy[key]), place
+    assert refusals > 20
 
 
 @pytest.mark.parametrize("kept", [1, 100, 0.5, 0.99])
@@ -242,3 +264,14 @@ def test_v_learn_reads_its_length_off_the_stored_mask(tmp_path: Path) -> None:
     assert loaded.model.config.max_position_embeddings == 6
     assert not any("mask" in key for key in loaded.model.state_dict())
     assert "max_seqlen=7, but" in refused(path, {"head_num": 2, "max_seqlen": 7})
+
+
+def test_v_learn_drops_in_three_places_only_if_asked(tmp_path: Path) -> None:
+    path = tmp_path / "sft_full_8.pth"
+    torch.save(v_learn_state(), path)
+    for asked in (0.0, 0.1):
+        config = load_model(
+            path, config={"head_num": 2}, tokenizer=False, dropout=asked
+        ).model.config
+        dropouts = (config.attention_dropout, config.residual_dropout, config.ffn_dropout)
+        assert dropouts == (asked,) * 3
