@@ -65,12 +65,12 @@ def resolve_files(files: Files) -> list[DataFile]:
     found: list[DataFile] = []
     seen: dict[str, str] = {}
     for entry in map(str, entries):
-        try:
-            expanded = _expand(entry)
-        except ValueError as error:
-            problems.append(Problem(entry, str(error)))
-            continue
-        for file in expanded:
+        for path in _expand(entry):
+            try:
+                file = _describe(path)
+            except ValueError as error:
+                problems.append(Problem(path, str(error)))
+                continue
             key = file.path if file.kind in HUBS else os.path.realpath(file.path)
             if key in seen:
                 message = f"is given twice (also as {seen[key]}); its pairs would count double"
@@ -82,24 +82,34 @@ def resolve_files(files: Files) -> list[DataFile]:
     return _with_unique_names(found)
 
 
-def _expand(entry: str) -> list[DataFile]:
-    prefix, _, rest = entry.partition(":")
-    if prefix in HUBS and rest:
-        _require(HUBS[prefix])
-        parts = rest.split(":")
-        if len(parts) > 3 or not all(parts):
-            raise ValueError(f"is not of the form {prefix}:NAME, :NAME:SPLIT or :NAME:CONFIG:SPLIT")
-        return [DataFile(entry, entry, prefix)]
+def _expand(entry: str) -> list[str]:
+    """Files that a glob matches; what is no glob, or matches nothing, is left as it is."""
     path = os.path.expanduser(entry)
-    if not os.path.lexists(path) and glob.has_magic(path):
-        matches = sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m))
-        if not matches:
-            raise ValueError("matches no file")
-        return [_describe(match) for match in matches]
-    return [_describe(path)]
+    if _hub_of(entry) or os.path.lexists(path) or not glob.has_magic(path):
+        return [entry if _hub_of(entry) else path]
+    return sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m)) or [path]
+
+
+def _hub_of(entry: str) -> str:
+    prefix, _, name = entry.partition(":")
+    return prefix if prefix in HUBS and name else ""
+
+
+def _describe_hub(entry: str) -> DataFile:
+    hub, *parts = entry.split(":")
+    _require(HUBS[hub])
+    if len(parts) > 3 or not all(parts):
+        raise ValueError(
+            f"is not of the form {hub}:NAME, {hub}:NAME:SPLIT or {hub}:NAME:CONFIG:SPLIT"
+        )
+    return DataFile(entry, entry, hub)
 
 
 def _describe(path: str) -> DataFile:
+    if _hub_of(path):
+        return _describe_hub(path)
+    if not os.path.lexists(path) and glob.has_magic(path):
+        raise ValueError("matches no file")
     if os.path.isdir(path):
         raise ValueError(
             f"is a folder; name its files, for example {os.path.join(path, '*.jsonl')}"
@@ -109,7 +119,7 @@ def _describe(path: str) -> DataFile:
     if not os.path.isfile(path):
         raise ValueError("is not a regular file")
     if os.path.getsize(path) == 0:
-        raise ValueError(f"{_shown(path)}is empty")
+        raise ValueError("is empty")
     stem, ending = os.path.splitext(path)
     compression = ending[1:].lower() if ending.lower() in (".gz", ".zst") else ""
     if compression:
@@ -117,7 +127,7 @@ def _describe(path: str) -> DataFile:
     kind = _KINDS.get(ending.lower())
     if kind is None or (kind == "parquet" and compression):
         raise ValueError(
-            f"{_shown(path)}has an ending that is not known; readable are "
+            "has an ending that is not known; readable are "
             ".jsonl, .ndjson and .json (each also .gz or .zst) and .parquet"
         )
     if compression == "zst":
@@ -125,11 +135,6 @@ def _describe(path: str) -> DataFile:
     if kind == "parquet":
         _require("pyarrow")
     return DataFile(path, path, kind, compression, os.path.getsize(path))
-
-
-def _shown(path: str) -> str:
-    """The file's name, for messages about one of a glob's matches."""
-    return f"({os.path.basename(path)}) "
 
 
 def _near(path: str) -> str:
