@@ -140,56 +140,71 @@ def _read_shapes(
 ) -> dict[str, Any]:
     names = generation.names
     layer = names.layers + "0."
-    mlp = f"{layer}{names.mlp}."
-    gate = names.parts["gate_proj"]
-
-    def shape(key: str, dimensions: int) -> torch.Size:
-        if key not in shapes:
-            raise CheckpointError(f"{where}: key {key} is missing, so the file is not whole")
-        if len(shapes[key]) != dimensions:
-            raise CheckpointError(
-                f"{where}: {key} has shape {tuple(shapes[key])}, not {dimensions} dimensions"
-            )
-        return shapes[key]
-
-    vocab, hidden = shape(names.embedding, 2)
-    found = re.compile(re.escape(names.layers) + r"(\d+)\.")
-    layers = {int(match[1]) for key in shapes if (match := found.match(key))}
-    if gaps := set(range(len(layers))) - layers:
-        raise CheckpointError(
-            f"{where}: {len(layers)} layers are numbered up to {max(layers)}, and "
-            f"{names.layers}{min(gaps)} is missing, so the file is not whole"
-        )
+    vocab, hidden = _shape(shapes, names.embedding, 2, where)
     read: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": hidden,
-        "num_hidden_layers": len(layers),
+        "num_hidden_layers": _count_layers(generation, shapes, where),
         "use_moe": moe,
     }
-    if not moe:
-        read["intermediate_size"] = shape(f"{mlp}{gate}.weight", 2)[0]
+    if moe:
+        read |= _read_experts(generation, shapes, where)
     else:
-        read["num_experts"] = _count(shapes, mlp + r"experts\.(\d+)\.")
-        width = "moe_intermediate_size" if generation.name == "v3" else "intermediate_size"
-        if f"{mlp}experts.gate_up_proj" in shapes:
-            experts, rows, _ = shape(f"{mlp}experts.gate_up_proj", 3)
-            read |= {"num_experts": experts, width: rows // 2, "fused_experts": True}
-        else:
-            read[width] = shape(f"{mlp}experts.0.{gate}.weight", 2)[0]
-        if generation.name != "v3":
-            alone = f"{mlp}shared_experts.{gate}.weight" in shapes
-            read["n_shared_experts"] = (
-                1 if alone else _count(shapes, mlp + r"shared_experts\.(\d+)\.")
-            )
+        gate = f"{layer}{names.mlp}.{names.parts['gate_proj']}.weight"
+        read["intermediate_size"] = _shape(shapes, gate, 2, where)[0]
     if generation.name == "v3":
-        read["head_dim"] = shape(f"{layer}self_attn.q_norm.weight", 1)[0]
+        read["head_dim"] = _shape(shapes, f"{layer}self_attn.q_norm.weight", 1, where)[0]
         for heads, part in (("num_attention_heads", "q_proj"), ("num_key_value_heads", "k_proj")):
-            rows = shape(f"{layer}self_attn.{part}.weight", 2)[0]
+            rows = _shape(shapes, f"{layer}self_attn.{part}.weight", 2, where)[0]
             read[heads] = rows // read["head_dim"]
     mask = shapes.get(f"{layer}{names.attention}.mask")
     if mask is not None:
         read["max_position_embeddings"] = mask[-1]
     return read
+
+
+def _read_experts(
+    generation: Generation, shapes: Mapping[str, torch.Size], where: str
+) -> dict[str, Any]:
+    names = generation.names
+    mlp = f"{names.layers}0.{names.mlp}."
+    gate = f"{names.parts['gate_proj']}.weight"
+    width = "moe_intermediate_size" if generation.name == "v3" else "intermediate_size"
+    if f"{mlp}experts.gate_up_proj" in shapes:
+        experts, rows, _ = _shape(shapes, f"{mlp}experts.gate_up_proj", 3, where)
+        return {"num_experts": experts, width: rows // 2, "fused_experts": True}
+    read: dict[str, Any] = {
+        "num_experts": _count(shapes, mlp + r"experts\.(\d+)\."),
+        width: _shape(shapes, f"{mlp}experts.0.{gate}", 2, where)[0],
+    }
+    if generation.name != "v3":
+        alone = f"{mlp}shared_experts.{gate}" in shapes
+        read["n_shared_experts"] = 1 if alone else _count(shapes, mlp + r"shared_experts\.(\d+)\.")
+    return read
+
+
+def _shape(
+    shapes: Mapping[str, torch.Size], key: str, dimensions: int, where: str
+) -> tuple[int, ...]:
+    if key not in shapes:
+        raise CheckpointError(f"{where}: key {key} is missing, so the file is not whole")
+    if len(shapes[key]) != dimensions or 0 in shapes[key]:
+        raise CheckpointError(
+            f"{where}: {key} has shape {tuple(shapes[key])}, not {dimensions} dimension(s)"
+        )
+    return shapes[key]
+
+
+def _count_layers(generation: Generation, shapes: Mapping[str, torch.Size], where: str) -> int:
+    prefix = generation.names.layers
+    found = re.compile(re.escape(prefix) + r"(\d+)\.")
+    layers = {int(match[1]) for key in shapes if (match := found.match(key))}
+    if gaps := set(range(len(layers))) - layers:
+        raise CheckpointError(
+            f"{where}: {len(layers)} layers are numbered up to {max(layers)}, and "
+            f"{prefix}{min(gaps)} is missing, so the file is not whole"
+        )
+    return len(layers)
 
 
 def _count(shapes: Mapping[str, torch.Size], pattern: str) -> int:
@@ -209,9 +224,7 @@ def _count_heads(
     rows = []
     for part in ("q_proj", "k_proj"):
         key = f"{names.layers}0.{names.attention}.{names.parts[part]}.weight"
-        if key not in shapes:
-            raise CheckpointError(f"{where}: key {key} is missing, so the file is not whole")
-        rows.append(shapes[key][0])
+        rows.append(_shape(shapes, key, 2, where)[0])
     query, key_rows = rows
     if "num_attention_heads" not in asked and "num_key_value_heads" in asked:
         fields["num_attention_heads"] = asked["num_key_value_heads"][0] * query // key_rows

@@ -116,7 +116,7 @@ def test_no_code_in_a_file_is_run(
         ({"encoder.weight": torch.zeros(2, 2)}, "no MiniMind generation has these keys: encoder"),
         ({"tok_embeddings.weight": torch.zeros(4, 4)}, "generation=v1 or v2a"),
         ({"model.embed_tokens.weight": torch.zeros(4, 4)}, "is missing"),
-        ({"model.embed_tokens.weight": torch.zeros(4)}, "not 2 dimensions"),
+        ({"model.embed_tokens.weight": torch.zeros(4)}, "not 2 dimension(s)"),
     ],
 )
 def test_what_is_no_model_is_said_to_be_none(v2_file: Path, content: Any, reason: str) -> None:
