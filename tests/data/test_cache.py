@@ -1,0 +1,267 @@
+"""The token store: found again, never half written, never trusted when damaged."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import pickle
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from minimind_dpo.data import cache
+from minimind_dpo.data.cache import TokenStore, prepare_store
+from minimind_dpo.data.problems import DataError
+from minimind_dpo.data.store import DamagedStoreError
+from minimind_dpo.data.tokenization import PairTokenizer
+
+
+@pytest.fixture(scope="module")
+def rules(tokenizer) -> PairTokenizer:
+    return PairTokenizer(tokenizer, max_length=64)
+
+
+@pytest.fixture
+def prepare(rules, tmp_path) -> Callable[..., TokenStore]:
+    def run(files: Any, **options: Any) -> TokenStore:
+        rule = options.pop("rules", rules)
+        return prepare_store(files, rule, tmp_path / "cache", progress=False, **options)
+
+    return run
+
+
+def record(number: int, **extra: Any) -> dict[str, Any]:
+    return {"prompt": f"question {number}", "chosen": f"yes {number}", "rejected": "no", **extra}
+
+
+def test_the_store_gives_back_what_the_tokenizer_made(write, prepare, rules) -> None:
+    records = [record(n, margin=n / 2, weight=n) for n in range(150)]
+    store = prepare(write("d.jsonl", *records))
+    assert len(store) == 150
+    assert store.lengths.dtype == np.int32
+    assert store.prompt_hash.dtype == np.uint64
+    assert store.margins[3] == 1.5
+    assert store.weights[149] == 149
+    assert store.sources[:2] == ["d.jsonl:1", "d.jsonl:2"]
+    expected = rules.tokenize(
+        next(iter(cache.read_pairs(write("one.jsonl", records[77]), on_problem=print)))
+    )
+    row = store[77]
+    assert (row.index, row.source, row.margin, row.weight) == (77, "d.jsonl:78", 38.5, 77.0)
+    for name in ("prompt_ids", "chosen_ids", "rejected_ids"):
+        assert getattr(row, name).tolist() == getattr(expected, name).tolist()
+        assert getattr(row, name).flags.writeable
+    parts = (row.prompt_ids, row.chosen_ids, row.rejected_ids)
+    assert store.lengths[77].tolist() == [len(part) for part in parts]
+    assert store[-1].index == 149
+    with pytest.raises(IndexError):
+        store[150]
+    assert [pair.index for pair in store] == list(range(150))
+
+
+def test_a_second_call_reads_nothing_again(write, prepare, monkeypatch) -> None:
+    path = write("d.jsonl", record(1))
+    first = prepare(path)
+    monkeypatch.setattr(cache, "read_pairs", lambda *a, **k: pytest.fail("read again"))
+    second = prepare(path)
+    assert second.folder == first.folder
+    assert second.report == first.report
+
+
+def test_other_bytes_or_rules_make_another_store(write, prepare, tokenizer) -> None:
+    path = write("d.jsonl", record(1))
+    first = prepare(path)
+    other_rules = prepare(path, rules=PairTokenizer(tokenizer, max_length=32))
+    stat = os.stat(path)
+    write("d.jsonl", record(2))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other_bytes = prepare(path)
+    assert len({first.fingerprint, other_rules.fingerprint, other_bytes.fingerprint}) == 3
+
+
+def test_bad_lines_stop_with_all_of_them_and_leave_nothing(write, prepare, tmp_path) -> None:
+    lines = [record(1), *({"prompt": "q", "chosen": "x"} for _ in range(30)), record(2)]
+    with pytest.raises(DataError) as caught:
+        prepare(write("d.jsonl", *lines))
+    assert caught.value.total == 30
+    assert "d.jsonl:2: 'rejected' is missing" in str(caught.value)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_skipped_and_dropped_pairs_are_counted_and_written(write, prepare) -> None:
+    same = {"prompt": "q", "chosen": "x", "rejected": "x"}
+    path = write("d.jsonl", record(1), {"chosen": []}, same, "oops")
+    store = prepare(path, on_error="skip")
+    assert len(store) == 1
+    assert store.report["skipped_lines"] == 2
+    assert store.report["dropped"]["identical"] == 1
+    lines = store.unused.read_text().splitlines()
+    assert sorted(line.split(": ")[0] for line in lines) == [f"d.jsonl:{n}" for n in (2, 3, 4)]
+    with pytest.raises(DataError, match=r"2 problems"):
+        prepare(path, on_error="stop")
+    assert len(prepare(path, on_error="skip")) == 1
+
+
+def test_what_the_template_refuses_is_a_problem_of_the_data(write, prepare, make_tokenizer) -> None:
+    refusing = (
+        "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad word') }}"
+        "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    rules = PairTokenizer(make_tokenizer(refusing))
+    path = write("d.jsonl", record(1), {"prompt": "bad", "chosen": "x", "rejected": "y"})
+    with pytest.raises(DataError, match=r"d\.jsonl:2: the chat template refuses .*bad word"):
+        prepare(path, rules=rules)
+    store = prepare(path, rules=rules, on_error="skip")
+    assert store.report["dropped"]["template"] == 1
+    with pytest.raises(DataError, match="bad word"):
+        prepare(path, rules=rules)
+
+
+def test_no_pair_left_is_an_error_that_says_why(write, prepare) -> None:
+    same = {"prompt": "q", "chosen": "x", "rejected": "x"}
+    with pytest.raises(DataError, match=r"d\.jsonl:1: dropped: chosen and rejected are the same"):
+        prepare(write("d.jsonl", same))
+
+
+def test_unknown_on_error_names_its_key(write, prepare) -> None:
+    with pytest.raises(ValueError, match=r"data\.on_error is 'ignore'"):
+        prepare(write("d.jsonl", record(1)), on_error="ignore")
+
+
+@pytest.mark.parametrize(
+    "name", ["tokens.i32", "lengths.npy", "sources.npy", "prompt_hash.npy", "meta.json"]
+)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
+def test_damage_is_named_and_the_store_built_again(write, prepare, name, damage) -> None:
+    path = write("d.jsonl", *(record(n) for n in range(5)))
+    store = prepare(path)
+    expected = [pair.chosen_ids.tolist() for pair in store]
+    file = store.folder / name
+    data = file.read_bytes()
+    middle = len(data) - 3
+    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
+    file.unlink()
+    if damage != "gone":
+        file.write_bytes({"flip": flipped, "cut": data[:-1], "empty": b""}[damage])
+    with pytest.raises(DamagedStoreError, match=name):
+        TokenStore(store.folder)
+    with pytest.warns(UserWarning, match=f"damaged token store, built again: .*{name}"):
+        again = prepare(path)
+    assert [pair.chosen_ids.tolist() for pair in again] == expected
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        prepare(path)
+
+
+def test_nothing_pickled_is_loaded(write, prepare) -> None:
+    store = prepare(write("d.jsonl", record(1)))
+    np.save(store.folder / "lengths.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    meta = json.loads((store.folder / "meta.json").read_text())
+    meta["files"]["lengths.npy"]["bytes"] = (store.folder / "lengths.npy").stat().st_size
+    del meta["checksum"]
+    meta["checksum"] = cache.hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    (store.folder / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(DamagedStoreError, match="pickle"):
+        TokenStore(store.folder, verify=False)
+
+
+def test_builds_at_the_same_time_agree(write, prepare, tmp_path) -> None:
+    path = write("d.jsonl", *(record(n) for n in range(300)))
+    with ThreadPoolExecutor(4) as pool:
+        stores = list(pool.map(lambda _: prepare(path), range(4)))
+    assert len({store.folder for store in stores}) == 1
+    assert {len(store) for store in stores} == {300}
+    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [stores[0].folder.name]
+
+
+def test_a_damaged_store_met_while_publishing_is_replaced(write, prepare, tmp_path) -> None:
+    store = prepare(write("d.jsonl", record(1)))
+    fresh = tmp_path / "cache" / ".building-x"
+    (fresh).mkdir()
+    for file in store.folder.iterdir():
+        (fresh / file.name).write_bytes(file.read_bytes())
+    (store.folder / "tokens.i32").write_bytes(b"")
+    assert len(cache._publish(fresh, store.folder)) == 1
+    assert len(TokenStore(store.folder)) == 1
+
+
+def test_leftovers_of_dead_builds_go_and_live_ones_stay(write, prepare, tmp_path) -> None:
+    for name, age in (("dead", 7200), ("live", 60)):
+        folder = tmp_path / "cache" / f".building-{name}"
+        folder.mkdir(parents=True)
+        (folder / "tokens.i32").touch()
+        for path in (folder / "tokens.i32", folder):
+            os.utime(path, (time.time() - age,) * 2)
+    prepare(write("d.jsonl", record(1)))
+    left = {path.name for path in (tmp_path / "cache").glob(".building-*")}
+    assert left == {".building-live"}
+
+
+def test_a_failing_build_leaves_no_folder(write, prepare, tmp_path, monkeypatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache.StoreWriter, "finish", full)
+    with pytest.raises(OSError, match="No space left"):
+        prepare(write("d.jsonl", record(1)))
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_the_store_pickles_as_its_path(write, prepare) -> None:
+    store = prepare(write("d.jsonl", *(record(n) for n in range(50))))
+    data = pickle.dumps(store)
+    assert len(data) < 1000
+    assert pickle.loads(data)[7].chosen_ids.tolist() == store[7].chosen_ids.tolist()
+
+
+def _store_length(store: TokenStore) -> int:
+    return len(store[0].prompt_ids)
+
+
+@pytest.mark.slow
+def test_spawned_workers_open_the_same_store(write, prepare) -> None:
+    store = prepare(write("d.jsonl", record(1)))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        assert pool.apply(_store_length, (store,)) == len(store[0].prompt_ids)
+
+
+def test_the_prompts_hash_is_of_its_turns_not_of_what_a_cut_leaves(
+    write, prepare, tokenizer
+) -> None:
+    long = "word " * 40
+    lines = [
+        {"prompt": long, "chosen": "x" * 30, "rejected": "y"},
+        {"prompt": long, "chosen": "x", "rejected": "y"},
+        {"prompt": [{"role": "user", "content": long}], "chosen": "x", "rejected": "z"},
+        {"prompt": "other" + long, "chosen": "x", "rejected": "y"},
+    ]
+    store = prepare(write("d.jsonl", *lines))
+    assert store[0].prompt_ids.tolist() != store[1].prompt_ids.tolist()
+    assert store.prompt_hash[0] == store.prompt_hash[1] == store.prompt_hash[2]
+    assert store.prompt_hash[0] != store.prompt_hash[3]
+    other = prepare(write("d.jsonl", *lines), rules=PairTokenizer(tokenizer, max_length=128))
+    assert other.prompt_hash.tolist() == store.prompt_hash.tolist()
+
+
+def test_tokenising_leaves_the_environment_as_it_was(write, prepare, monkeypatch) -> None:
+    monkeypatch.delenv("TOKENIZERS_PARALLELISM", raising=False)
+    prepare(write("d.jsonl", record(1)))
+    assert "TOKENIZERS_PARALLELISM" not in os.environ
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "true")
+    prepare(write("e.jsonl", record(1)))
+    assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
+
+
+def test_the_cache_folder_holds_nothing_but_stores(write, prepare, tmp_path) -> None:
+    evil = write("d.jsonl", {**record(1), "source": "../../evil"})
+    store = prepare(evil)
+    assert store.folder.parent == tmp_path / "cache"
+    assert {p.name for p in tmp_path.iterdir()} == {"cache", "d.jsonl"}
+    assert Path(store.folder, "unused.txt").read_text() == ""

@@ -1,0 +1,92 @@
+"""The data report counts what it says."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from minimind_dpo.data.cache import prepare_store
+from minimind_dpo.data.report import print_report
+from minimind_dpo.data.tokenization import PairTokenizer
+
+
+@pytest.fixture(scope="module")
+def bytewise(make_tokenizer) -> PairTokenizer:
+    """Two tokens of header each, one per byte of text: lengths can be counted by hand."""
+    template = (
+        "{% for m in messages %}<u>{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<u>{% endif %}"
+    )
+    tokenizer = make_tokenizer(template, specials=("<|endoftext|>", "<|im_end|>", "<u>"))
+    return PairTokenizer(tokenizer, max_length=12)
+
+
+def test_every_number_by_hand(write, tmp_path, bytewise) -> None:
+    def line(prompt: str, chosen: str, rejected: str, **extra: object) -> dict[str, object]:
+        return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **extra}
+
+    path = write(
+        "d.jsonl",
+        line("q", "zz", "z"),  # 4 + 3, 4 + 2
+        line("q", "zz", "z"),  # a duplicate
+        line("q", "z", "zzz", score=1),  # 4 + 2, 4 + 4
+        line("zqzqz", "z", "zzzzzzzzz"),  # 8 + 2, 8 + 10: prompt to 6, rejected to 6
+        line("q", "z", "z"),  # identical
+        line("q", "qzqzqzqzqz", "qzqzqzqzqq"),  # the same in the first 8 tokens
+        {"chosen": 1},
+    )
+    store = prepare_store(path, bytewise, tmp_path, on_error="skip", progress=False)
+    report = store.report
+    assert store.lengths.tolist() == [[4, 3, 2], [4, 3, 2], [4, 2, 4], [6, 2, 6]]
+    assert report["pairs"] == 4
+    assert report["files"] == [
+        {
+            "name": "d.jsonl",
+            "formats": {"prompt_text": 6},
+            "pairs": 6,
+            "skipped_lines": 1,
+            "ignored_turns": 0,
+            "ignored_columns": ["score"],
+        }
+    ]
+    assert report["skipped_lines"] == 1
+    assert report["dropped"] == {"identical": 1, "no_signal": 1, "template": 0}
+    assert report["truncated"] == {"prompt": 1, "chosen": 0, "rejected": 1}
+    assert report["duplicates"] == 1
+    assert report["chosen_longer"] == 0.5
+    assert report["same_length"] == 0.0
+    assert report["tokens"]["chosen"] == {
+        "min": 2,
+        "median": 2,
+        "p90": 3,
+        "p99": 3,
+        "max": 3,
+        "mean": 2.5,
+    }
+    assert report["total_tokens"] == 13 + 13 + 14 + 20
+    assert report["scored_tokens"] == 5 + 5 + 6 + 8
+    assert report["padding_share"] == pytest.approx(1 - 60 / (8 * 12))
+    assert report["largest_id"] == max(int(pair.prompt_ids.max()) for pair in store)
+    assert json.loads(json.dumps(report)) == report
+
+
+def test_the_printed_report_says_it_all(write, tmp_path, bytewise) -> None:
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "z"}]
+    chosen = {"chosen": [*turns, turns[0]], "rejected": [turns[0], {**turns[1], "content": "zz"}]}
+    path = write("[b]d.jsonl", chosen, {"prompt": "q", "chosen": "z", "rejected": "z"}, "{")
+    store = prepare_store(path, bytewise, tmp_path, on_error="skip", progress=False)
+    console = Console(width=120, record=True, file=io.StringIO())
+    print_report(store.report, console)
+    text = console.export_text()
+    for expected in (
+        "[b]d.jsonl: 2 pairs (minimind 1, prompt_text 1)",
+        "1 lines with problems",
+        "1 both sides the same",
+        "1 after the last assistant turn",
+        "0.0% of pairs",
+        "median",
+    ):
+        assert expected in text
