@@ -43,7 +43,7 @@ class DataConfig:
 
     train: Any  # list[str] after `to_config`
     val: Any  # list[str] after `to_config`, empty for a split of train
-    val_fraction: float
+    val_fraction: float | None
     layout: str
     pad_to_max_length: bool
     batch_size: int

@@ -32,6 +32,7 @@ class OptimizerOptions:
         betas: Decay of the running averages.
         eps: Added to the denominator.
         weight_decay: Decoupled decay of matrices; norms and biases have none.
+        decay_all: Decay those as well.
         fused: One kernel for the whole update; None uses it where it exists.
     """
 
@@ -39,6 +40,7 @@ class OptimizerOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    decay_all: bool = False
     fused: bool | None = None
 
 
@@ -66,9 +68,10 @@ def make_optimizer(
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the policy has no trainable parameter")
+    vector_decay = options.weight_decay if options.decay_all else 0.0
     groups = [
         {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": options.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": vector_decay},
     ]
     fused = options.fused
     if fused is None:

@@ -13,18 +13,26 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
+import lightning as L
 import numpy as np
 import torch
-from torch import Tensor
+from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
+from minimind_dpo.data.cache import ReferenceCache
 from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.models.attention import PLANNED, plain_implementation
 from minimind_dpo.objective.logps import sequence_logps
 
 
 class ReferenceScorer(Protocol):
     """Gives the reference's log-probs of a batch, or None where the loss needs none."""
+
+    def prepare(self, trainer: L.Trainer, policy: PreTrainedModel) -> None:
+        """Get ready; called on every rank after the data is set up, before anything runs."""
+        ...
 
     def score(self, batch: PreferenceBatch) -> PairLogps | None:
         """Log-probs of the batch's scored tokens under the reference, without gradient."""
@@ -33,6 +41,9 @@ class ReferenceScorer(Protocol):
 
 class NoReference:
     """For losses that have no reference (SimPO, ORPO, CPO)."""
+
+    def prepare(self, trainer: L.Trainer, policy: PreTrainedModel) -> None:
+        """Nothing to do."""
 
     def score(self, batch: PreferenceBatch) -> None:
         """None."""
@@ -45,16 +56,101 @@ class OnlineReference:
     def __init__(self, model: PreTrainedModel) -> None:
         self.model = model.eval().requires_grad_(False)
 
+    def prepare(self, trainer: L.Trainer, policy: PreTrainedModel) -> None:
+        """Move the reference to this rank's device and attend the way the policy does."""
+        torch.nn.Module.to(self.model, trainer.strategy.root_device)
+        self.model.set_attn_implementation(policy.config._attn_implementation)
+
     def score(self, batch: PreferenceBatch) -> PairLogps:
         """Run the reference on the batch, in the precision context of the caller."""
-        if self.model.device != batch.input_ids.device:
-            self.model.to(batch.input_ids.device)
         with torch.no_grad():
             return sequence_logps(self.model, batch)
 
 
 class PrecomputedReference:
-    """Reads log-probs that were computed ahead and travel with the batch."""
+    """Runs the reference once over the run's pairs, ahead, and then reads its log-probs back.
+
+    The pass is skipped for pairs whose log-probs are in the cache: it is keyed by data, tokenizer
+    and rules (the store), and by the reference's weights and precision.
+
+    Args:
+        model: The reference, freed after the pass; None takes the policy as it starts.
+        batch_tokens: Most tokens of a forward pass.
+        progress: Show a progress bar.
+
+    Attributes:
+        fingerprint: Identifies weights and precision; empty before `prepare`.
+        scored: Pairs that this process ran the reference on.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | None = None,
+        *,
+        batch_tokens: int = 16384,
+        progress: bool = True,
+    ) -> None:
+        self.model = model
+        self.batch_tokens = batch_tokens
+        self.progress = progress
+        self.fingerprint = ""
+        self.scored = 0
+
+    def prepare(self, trainer: L.Trainer, policy: PreTrainedModel) -> None:
+        """Score what the cache lacks, each rank its share, and attach the cache to the data."""
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, PreferenceDataModule):
+            raise ValueError(
+                "a precomputed reference scores a PreferenceDataModule's pairs: pass "
+                "datamodule=PreferenceDataModule(...) to the trainer, or use OnlineReference"
+            )
+        if not self.fingerprint:
+            # NOTE: only now, before training has moved it, is the policy its own reference.
+            self._score(trainer, data, self.model or policy)
+            self.model = None
+        data.attach_reference([ReferenceCache(s, self.fingerprint) for s in data.stores])
+
+    def _score(
+        self, trainer: L.Trainer, data: PreferenceDataModule, model: PreTrainedModel
+    ) -> None:
+        precision = "" if trainer.precision == "32-true" else f"-{trainer.precision}"
+        self.fingerprint = weights_fingerprint(model) + precision
+        jobs = []
+        for store, rows in zip(data.stores, data.rows_to_score(_epochs(trainer)), strict=True):
+            cache = ReferenceCache(store, self.fingerprint)
+            missing = cache.missing(rows)
+            jobs.append((store, cache, missing[trainer.global_rank :: trainer.world_size]))
+        total = sum(len(rows) for _, _, rows in jobs)
+        if total:
+            torch.nn.Module.to(model, trainer.strategy.root_device)
+            model.set_attn_implementation(policy_attention(data.collate.layout, model))
+        with evaluating(model), self._bar(trainer, total) as advance:
+            for store, cache, rows in jobs:
+                tokens = data.collate.tokens(store.lengths[rows])
+                for part in token_batches(rows, tokens, self.batch_tokens):
+                    pairs = [store[row] for row in part.tolist()]
+                    logps = score_pairs(
+                        model,
+                        pairs,
+                        data.collate,
+                        device=trainer.strategy.root_device,
+                        precision_context=trainer.precision_plugin.forward_context,
+                    )
+                    cache.write(part, logps)
+                    advance(len(part))
+                cache.close()
+        self.scored = total
+        trainer.strategy.barrier("reference log-probs")
+
+    @contextlib.contextmanager
+    def _bar(self, trainer: L.Trainer, total: int) -> Iterator[Callable[[int], None]]:
+        if not (self.progress and total and trainer.is_global_zero):
+            yield lambda count: None
+            return
+        columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("pairs"))
+        with Progress(*columns) as bar:
+            task = bar.add_task("Reference log-probs", total=total)
+            yield lambda count: bar.advance(task, count)
 
     def score(self, batch: PreferenceBatch) -> PairLogps:
         """The batch's own reference log-probs.
@@ -68,6 +164,15 @@ class PrecomputedReference:
                 "(PreferenceDataModule.attach_reference) or use reference.mode=online"
             )
         return PairLogps(batch.reference_token_logps, batch.sequence_id, batch.lengths)
+
+
+def policy_attention(layout: str, model: PreTrainedModel) -> str:
+    """Name of the attention implementation that a layout needs of a model."""
+    return plain_implementation(model) if layout == "padded" else PLANNED
+
+
+def _epochs(trainer: L.Trainer) -> int:
+    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
@@ -120,26 +225,12 @@ def token_batches(rows: np.ndarray, tokens: np.ndarray, budget: int) -> Iterator
         yield rows[order[start:]]
 
 
-def frozen_eval(model: PreTrainedModel) -> contextlib.AbstractContextManager[None]:
-    """Eval mode for a while, then the mode that was."""
-
-    @contextlib.contextmanager
-    def manager() -> Iterator[None]:
-        training = model.training
-        model.eval()
-        try:
-            yield
-        finally:
-            model.train(training)
-
-    return manager()
-
-
-def same_weights(left: PreTrainedModel, right: PreTrainedModel) -> bool:
-    """Whether two models hold equal tensors under equal names."""
-    a, b = left.state_dict(), right.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[k], _like(b[k], a[k])) for k in a)
-
-
-def _like(tensor: Tensor, other: Tensor) -> Tensor:
-    return tensor.to(device=other.device, dtype=other.dtype)
+@contextlib.contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode for a while, then the mode that was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

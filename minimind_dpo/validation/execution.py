@@ -223,7 +223,7 @@ def callback_problems(config: Config) -> Iterator[Problem]:
     if every != "val" and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
         why = "must be val, or a number of optimizer steps"
         yield Problem("callbacks.samples.every", why, value=every)
-    validates = bool(config.data.val) or config.data.val_fraction > 0
+    validates = bool(config.data.val) or config.data.val_fraction != 0
     if config.export.which == "best" and (not validates or config.trainer.limit_val_batches == 0):
         why = "means lowest val/loss, but nothing is validated"
         yield Problem("export.which", why, "Give data.val or use last.", "best")

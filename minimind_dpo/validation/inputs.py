@@ -173,10 +173,12 @@ def loss_problems(config: Config) -> Iterator[Problem]:
     needy = [name for name in known if LOSSES[name].reference]
     if mode == "none" and needy:
         fix = "Use reference.mode=precomputed, or a loss without a reference."
-        yield Problem("reference.mode", f"does not do: loss.type={needy[0]} reads a reference", fix, mode)
+        why = f"does not do: loss.type={needy[0]} reads a reference"
+        yield Problem("reference.mode", why, fix, mode)
     if mode in ("precomputed", "online") and known and not needy:
         fix = "Set reference.mode=none."
-        yield Problem("reference.mode", f"is for nothing: loss.type={known[0]} reads no reference", fix, mode)
+        why = f"is for nothing: loss.type={known[0]} reads no reference"
+        yield Problem("reference.mode", why, fix, mode)
 
 
 def optim_problems(config: Config) -> Iterator[Problem]:

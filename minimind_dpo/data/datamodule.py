@@ -1,0 +1,295 @@
+"""`PreferenceDataModule`: owns the pairwise data set, from files to micro-batches.
+
+prepare_data   one process: files -> token store on disk
+setup          every rank: open the store, split, plan the optimizer steps
+loaders        micro-batches of this rank, laid out by the collator
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+
+from minimind_dpo.batch import PreferenceBatch
+from minimind_dpo.data.cache import ReferenceCache, TokenStore, prepare_store, split_indices
+from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.sampling import MicroBatch, StepSampler, StepShape, accumulation_for
+from minimind_dpo.data.tokenization import PairTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class LoaderOptions:
+    """How batches are cut and loaded.
+
+    Attributes:
+        batch_size: Pairs per device per micro-batch, on average over an optimizer step.
+        layout: `prefix_shared`, `packed` or `padded`.
+        pad_to_max_length: Rectangles always as wide as max_length.
+        max_tokens_per_batch: Refuse to start if a micro-batch would hold more tokens; None for
+            no bound.
+        shuffle: New order of the training pairs each epoch.
+        drop_last: Leave out the optimizer step that the end of the data cuts short.
+        num_workers: Loading processes.
+        pin_memory: Page-locked batches; None where a GPU is used.
+        seed: Seed of the order.
+    """
+
+    batch_size: int = 8
+    layout: str = "prefix_shared"
+    pad_to_max_length: bool = False
+    max_tokens_per_batch: int | None = None
+    shuffle: bool = True
+    drop_last: bool = False
+    num_workers: int = 0
+    pin_memory: bool | None = None
+    seed: int = 0
+
+
+class LaidOutPairs(Dataset[PreferenceBatch]):
+    """Micro-batches by what the sampler asks for; no randomness, so workers change nothing."""
+
+    def __init__(self, store: TokenStore, collate: Collator) -> None:
+        self.store = store
+        self.collate = collate
+
+    def __getitem__(self, micro_batch: MicroBatch) -> PreferenceBatch:
+        pairs = [self.store[row] for row in micro_batch.rows]
+        return self.collate(pairs, micro_batch.window)
+
+
+class PreferenceDataModule(L.LightningDataModule):
+    """Preference pairs for `DPOModule`.
+
+    Args:
+        tokenizer: Turns pairs into tokens; its limits and rules are part of the cache's key.
+        train: Files, globs or data set names of the training pairs.
+        val: The same for validation; empty to split some off `train`.
+        val_fraction: Share that is split off where `val` is empty; None for the default rule,
+            0 for no validation.
+        cache_dir: Where token stores and reference log-probs are kept.
+        on_error: `stop` at bad lines with a table of them, or `skip` and count them.
+        loader: How batches are cut and loaded.
+        progress: Show progress bars.
+
+    Attributes:
+        train_store: Tokenised pairs that `train` names; val pairs are in it where they were split
+            off.
+        val_store: Tokenised pairs that validation reads, or None.
+        train_rows: Rows of `train_store` to train on.
+        val_rows: Rows of `val_store` to validate on.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PairTokenizer,
+        train: Sequence[str],
+        val: Sequence[str] = (),
+        *,
+        val_fraction: float | None = None,
+        cache_dir: str = "outputs/cache",
+        on_error: str = "stop",
+        loader: LoaderOptions | None = None,
+        progress: bool = True,
+    ) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.train_files = list(train)
+        self.val_files = list(val)
+        self.val_fraction = val_fraction
+        self.cache_dir = cache_dir
+        self.on_error = on_error
+        self.loader = loader or LoaderOptions()
+        self.progress = progress
+        self.collate = Collator(
+            self.loader.layout,
+            pad_id=tokenizer.pad_id,
+            max_length=tokenizer.max_length,
+            pad_to_max_length=self.loader.pad_to_max_length,
+        )
+        self.train_store: TokenStore | None = None
+        self.val_store: TokenStore | None = None
+        self.train_rows = self.val_rows = np.zeros(0, dtype=np.int64)
+        self._sampler: StepSampler | None = None
+        self._position: dict[str, int] = {}
+
+    def prepare_data(self) -> None:
+        """Tokenise into the cache, or find it there; one process per machine.
+
+        Raises:
+            DataError: Bad lines, with file and line number each.
+        """
+        if self.train_store is None:
+            self.train_store = self._store(self.train_files)
+        if self.val_store is None and self.val_files:
+            self.val_store = self._store(self.val_files)
+
+    def setup(self, stage: str) -> None:
+        """Open the stores and decide which rows are trained on and which validated."""
+        self.prepare_data()
+        store = self.train_store
+        assert store is not None
+        if self.val_store is not None and self.val_files:
+            self.train_rows = np.arange(len(store))
+            self.val_rows = np.arange(len(self.val_store))
+        elif self.val_fraction == 0:
+            self.train_rows = np.arange(len(store))
+        else:
+            self.train_rows, self.val_rows = split_indices(store, self.val_fraction)
+            self.val_store = store
+        if len(self.train_rows) == 0:
+            raise ValueError(
+                f"no pair is left to train on in {', '.join(self.train_files)}: see the data "
+                "report for what was dropped and why"
+            )
+        self._check_tokens()
+
+    def train_dataloader(self) -> DataLoader[PreferenceBatch]:
+        """Micro-batches of this rank, whole optimizer steps planned ahead."""
+        sampler = self._sampler = self.train_sampler()
+        if self.trainer is not None:
+            # NOTE: Lightning makes the first iterator before it calls set_epoch.
+            sampler.set_epoch(self._position.get("epoch", self.trainer.current_epoch))
+        sampler.start_at(self._position.get("micro_batches", 0))
+        self._position = {}
+        assert self.train_store is not None
+        return self._dataloader(self.train_store, sampler)
+
+    def val_dataloader(self) -> DataLoader[PreferenceBatch] | list[Any]:
+        """Validation batches of this rank: every pair once, none twice."""
+        if self.val_store is None or len(self.val_rows) == 0:
+            return []
+        return self._dataloader(self.val_store, self.val_sampler())
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training stands, in micro-batches of the running epoch."""
+        if self.trainer is None:
+            return {}
+        loop = self.trainer.fit_loop
+        return {
+            "epoch": self.trainer.current_epoch,
+            "micro_batches": loop.epoch_loop.batch_progress.current.ready,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the last pair that was trained on."""
+        self._position = dict(state_dict)
+        if self._sampler is None or not state_dict:
+            return
+        self._sampler.set_epoch(state_dict["epoch"])
+        self._sampler.start_at(state_dict["micro_batches"])
+
+    def attach_reference(self, caches: Sequence[ReferenceCache]) -> None:
+        """Let batches carry the reference's log-probs, from one cache per store of `stores`."""
+        attached = {id(s): s.with_reference(c) for s, c in zip(self.stores, caches, strict=True)}
+        self.train_store = attached.get(id(self.train_store), self.train_store)
+        self.val_store = attached.get(id(self.val_store), self.val_store)
+
+    @property
+    def stores(self) -> list[TokenStore]:
+        """The distinct stores that this run reads."""
+        found = [s for s in (self.train_store, self.val_store) if s is not None]
+        return found[:1] if len(found) == 2 and found[0] is found[1] else found
+
+    def source(self, row: int) -> str:
+        """Where a training pair was read, `dpo.jsonl:17`."""
+        return f"row {row}" if self.train_store is None else self.train_store.source(row)
+
+    def rows_to_score(self, epochs: int) -> list[np.ndarray]:
+        """Rows that `epochs` epochs and validation visit, one array per store of `stores`."""
+        train = self.train_sampler().visited(epochs)
+        if len(self.stores) == 1:
+            return [np.union1d(train, self.val_rows)]
+        return [train, self.val_rows]
+
+    def train_sampler(self) -> StepSampler:
+        """The plan of training on this rank."""
+        assert self.train_store is not None
+        trainer, rows = self.trainer, self.train_rows
+        shape = StepShape(
+            self.loader.batch_size,
+            1 if trainer is None else trainer.accumulate_grad_batches,
+            1 if trainer is None else trainer.world_size,
+        )
+        sampler = StepSampler(
+            rows,
+            self.collate.tokens(self.train_store.lengths[rows]),
+            shape,
+            chosen_lengths=self.train_store.lengths[rows, 1],
+            rank=0 if trainer is None else trainer.global_rank,
+            seed=self.loader.seed,
+            shuffle=self.loader.shuffle,
+            drop_last=self.loader.drop_last,
+        )
+        if trainer is not None:
+            sampler.limit = _limit(len(sampler), trainer.limit_train_batches)
+        return sampler
+
+    def val_sampler(self) -> StepSampler:
+        """The plan of validation on this rank; the last batches of some ranks may be empty."""
+        assert self.val_store is not None
+        ranks = 1 if self.trainer is None else self.trainer.world_size
+        return StepSampler(
+            self.val_rows,
+            self.collate.tokens(self.val_store.lengths[self.val_rows]),
+            StepShape(self.loader.batch_size, 1, ranks),
+            rank=0 if self.trainer is None else self.trainer.global_rank,
+            shuffle=False,
+        )
+
+    def _store(self, files: list[str]) -> TokenStore:
+        return prepare_store(
+            files,
+            self.tokenizer,
+            self.cache_dir,
+            on_error=self.on_error,
+            progress=self.progress,
+        )
+
+    def _dataloader(self, store: TokenStore, sampler: StepSampler) -> DataLoader[PreferenceBatch]:
+        pin = self.loader.pin_memory
+        if pin is None:
+            pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        workers = self.loader.num_workers
+        return DataLoader(
+            LaidOutPairs(store, self.collate),
+            sampler=sampler,
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=pin,
+            persistent_workers=False,
+            prefetch_factor=4 if workers else None,
+        )
+
+    def _check_tokens(self) -> None:
+        bound = self.loader.max_tokens_per_batch
+        if bound is None:
+            return
+        sampler = self.train_sampler()
+        epochs = max(1, (self.trainer.max_epochs or 1) if self.trainer is not None else 1)
+        most = sampler.largest(epochs)
+        if most <= bound:
+            return
+        accumulate = accumulation_for(sampler, epochs, bound)
+        pairs = sampler.shape.batch_size * sampler.shape.accumulate
+        advice = (
+            f"a single pair has more: raise it, or lower data.max_length={self.collate.max_length}"
+            if accumulate is None
+            else f"use trainer.accumulate_grad_batches={accumulate} "
+            f"data.batch_size={-(-pairs // accumulate)} for the same {pairs} pairs a step"
+        )
+        raise ValueError(
+            f"data.max_tokens_per_batch={bound}, but a micro-batch would hold {most} tokens; "
+            f"{advice}"
+        )
+
+
+def _limit(batches: int, limit: int | float | None) -> int | None:
+    """Lightning's limit_train_batches as a number of micro-batches."""
+    if limit is None or (isinstance(limit, float) and limit == 1.0):
+        return None
+    return int(batches * limit) if isinstance(limit, float) else min(limit, batches)

@@ -1,0 +1,57 @@
+"""The share of weights that differ from the start.
+
+In float32 1.0 - 1.1e-8 is 1.0: at learning rates of 1e-8 some weights cannot move, and nothing
+else would say so.
+"""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+
+from minimind_dpo.training.module import DPOModule
+
+
+class WeightsChanged(Callback):
+    """Logs `train/weights_changed`, in [0, 1], at each validation and at the end.
+
+    Attributes:
+        share: The newest value.
+    """
+
+    def __init__(self) -> None:
+        self.share = 0.0
+        self._start: dict[str, Tensor] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Keep the start on the CPU, on one rank, before a checkpoint is restored."""
+        assert isinstance(pl_module, DPOModule)
+        if trainer.is_global_zero and not self._start:
+            self._start = {
+                name: parameter.detach().cpu().clone()
+                for name, parameter in pl_module.policy.named_parameters()
+                if parameter.requires_grad
+            }
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure beside each validation that has trained something."""
+        if trainer.global_step:
+            self._measure(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Measure what the run has done."""
+        self._measure(trainer, pl_module)
+
+    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, DPOModule)
+        if not trainer.is_global_zero:
+            return
+        current = dict(module.policy.named_parameters())
+        changed = sum(
+            int(torch.count_nonzero(current[name].detach().cpu() != start))
+            for name, start in self._start.items()
+        )
+        self.share = changed / max(1, sum(start.numel() for start in self._start.values()))
+        module.publish("train", {"weights_changed": self.share})

@@ -1,0 +1,246 @@
+"""`DPOModule`: policy, frozen reference and objective as one LightningModule.
+
+A micro-batch contributes the sum of its pairs' losses, scaled so that after Lightning's division
+by the accumulation and DDP's mean over ranks each pair of the optimizer step weighs the same:
+
+    loss = sum_p w_p l_p * accumulate * world_size / pairs of the step
+
+Metrics are sums and counts over pairs, reduced over ranks once a logged point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.objective.logps import AuxLoss, sequence_logps
+from minimind_dpo.objective.losses import LossOutput, pair_losses
+from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.training.guard import StepGuard
+from minimind_dpo.training.optim import (
+    OptimizerOptions,
+    ScheduleOptions,
+    make_optimizer,
+    schedule_factor,
+)
+from minimind_dpo.training.reference import NoReference, OnlineReference, ReferenceScorer
+
+
+class DPOModule(L.LightningModule):
+    """Direct Preference Optimization (Rafailov et al. 2023, arXiv 2305.18290) and its relatives.
+
+    Args:
+        policy: The model that is trained. Dropout is whatever its configuration says.
+        reference: The frozen reference: a model (run online), a `ReferenceScorer`, or None for
+            losses that need none. Never part of this module's state.
+        loss: The objective.
+        optimizer: AdamW's settings.
+        schedule: The learning-rate schedule.
+        aux_loss: Balance loss of a mixture of experts from its router logits.
+        aux_coef: Its factor; at 0 it is not computed.
+        guard: What to do about steps that are not finite; the default refuses them.
+    """
+
+    def __init__(
+        self,
+        policy: PreTrainedModel,
+        reference: PreTrainedModel | ReferenceScorer | None = None,
+        loss: LossOptions | None = None,
+        *,
+        optimizer: OptimizerOptions | None = None,
+        schedule: ScheduleOptions | None = None,
+        aux_loss: AuxLoss | None = None,
+        aux_coef: float = 0.0,
+        guard: StepGuard | None = None,
+    ) -> None:
+        super().__init__()
+        self.policy = policy
+        if isinstance(reference, PreTrainedModel):
+            reference = OnlineReference(reference)
+        # A scorer is no nn.Module, so assigning it does not register the reference's weights.
+        self.reference: ReferenceScorer = reference or NoReference()
+        self.loss = loss or LossOptions()
+        self.optimizer_options = optimizer or OptimizerOptions()
+        self.schedule_options = schedule or ScheduleOptions()
+        self.aux_loss = aux_loss if aux_coef else None
+        self.aux_coef = aux_coef
+        self.guard = guard or StepGuard()
+        self.grad_norm = 0.0
+        self.step_lr = 0.0
+        self.last_train_metrics: dict[str, float] = {}
+        self.last_train_step = 0
+        self.last_val_metrics: dict[str, float] = {}
+        # A rank that is given no pair still has to line its sums up with the others'.
+        names = metric_names(self.loss, reference=not isinstance(self.reference, NoReference))
+        self._train_sums = MetricSums([*names, *(["aux_loss"] if self.aux_loss else [])])
+        self._val_sums = MetricSums(names)
+
+    def forward(self, batch: PreferenceBatch) -> PairLogps:
+        """Log-probs of the batch's scored tokens under the policy."""
+        return sequence_logps(self.policy, batch, statistics=True)
+
+    def setup(self, stage: str) -> None:
+        """Give the reference what it needs; a precomputed one runs over the data here."""
+        self.reference.prepare(self.trainer, self.policy)
+
+    def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
+        """Loss of one micro-batch, scaled for its optimizer step."""
+        if batch.num_pairs == 0:
+            return self._connected_zero()
+        policy = sequence_logps(self.policy, batch, statistics=True, aux_loss=self.aux_loss)
+        output = self._losses(policy, batch, self._train_sums)
+        self.guard.watch(batch.pair_index, output.losses)
+        total = (output.losses * batch.weights.to(output.losses.dtype)).sum()
+        if policy.aux_loss is not None:
+            total = total + self.aux_coef * policy.aux_loss * batch.num_pairs
+        ranks = self.trainer.world_size
+        return total * (self.trainer.accumulate_grad_batches * ranks / batch.window.pairs)
+
+    def on_fit_start(self) -> None:
+        """Train mode on purpose: models from a checkpoint come in eval mode."""
+        self.policy.train()
+
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        """At the end of an optimizer step, log the mean over its pairs."""
+        if not self.at_step_boundary(batch_idx):
+            return
+        if self.logs_now():
+            self.last_train_metrics = self._reduced(self._train_sums)
+            self.last_train_metrics |= {
+                "grad_norm": self.grad_norm,
+                "learning_rate": self.step_lr,
+                "guard/bad_steps": float(self.guard.total),
+            }
+            self.last_train_step = self.trainer.global_step
+            self.publish("train", self.last_train_metrics)
+        self._train_sums.reset()
+
+    def on_validation_epoch_start(self) -> None:
+        """Start the sums of this validation anew."""
+        self._val_sums.reset()
+
+    def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Add a batch's metrics to the sums of this validation."""
+        if batch.num_pairs:
+            policy = sequence_logps(self.policy, batch, statistics=True)
+            self._losses(policy, batch, self._val_sums)
+
+    def on_validation_epoch_end(self) -> None:
+        """Exact means over all pairs of the validation set, over all ranks."""
+        self.last_val_metrics = self._reduced(self._val_sums)
+        self.publish("val", self.last_val_metrics)
+        # For ModelCheckpoint's monitor; the loggers have it already, under the exact step.
+        self.log_dict(
+            {f"val/{name}": value for name, value in self.last_val_metrics.items()},
+            logger=False,
+            rank_zero_only=False,
+            batch_size=1,
+        )
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW and a schedule that moves once per optimizer step."""
+        trainer = self.trainer
+        optimizer = make_optimizer(
+            self.policy, self.optimizer_options, allow_fused=trainer.precision != "16-mixed"
+        )
+        total = trainer.estimated_stepping_batches
+        if total == float("inf") and self.schedule_options.name != "constant":
+            raise ValueError(
+                f"schedule.name={self.schedule_options.name} needs an end: set trainer.max_epochs "
+                "or trainer.max_steps, or use schedule.name=constant"
+            )
+        factor = schedule_factor(
+            self.schedule_options,
+            int(total) if total != float("inf") else 0,
+            accumulate=trainer.accumulate_grad_batches,
+            micro_batches=self.micro_batches,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip by torch itself (Lightning's own way refuses fused optimizers), then guard the step.
+
+        Lightning calls this once per optimizer step, after unscaling.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        limit = float(gradient_clip_val or 0.0)
+        by_value = gradient_clip_algorithm == "value"
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if limit and by_value:
+            torch.nn.utils.clip_grad_value_(parameters, limit)
+        elif limit:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        self.grad_norm, self.step_lr = float(norm), optimizer.param_groups[0]["lr"]
+        if self.guard.refuses(self.trainer, self.grad_norm):
+            for parameter in parameters:
+                parameter.grad = None
+            self.guard.report(self.trainer)
+
+    def logs_now(self) -> bool:
+        """Whether the optimizer step just taken is one whose numbers are logged."""
+        step: int = self.trainer.global_step
+        every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (step == 1 or step % every == 0)
+
+    def publish(self, prefix: str, metrics: dict[str, float]) -> None:
+        """Hand metrics to every logger at the exact step: Lightning's own counts from 0."""
+        named = {f"{prefix}/{name}": value for name, value in metrics.items()}
+        for logger in self.loggers:
+            logger.log_metrics(named, step=self.trainer.global_step)
+
+    def at_step_boundary(self, batch_idx: int) -> bool:
+        """Whether this micro-batch ends an optimizer step."""
+        accumulate = self.trainer.accumulate_grad_batches
+        return (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
+
+    @property
+    def micro_batches(self) -> int:
+        """Micro-batches of the whole run on one rank, where its length is known."""
+        epochs = self.trainer.max_epochs or 0
+        batches = self.trainer.num_training_batches
+        return int(epochs * batches) if epochs > 0 and batches != float("inf") else 0
+
+    def _losses(self, policy: PairLogps, batch: PreferenceBatch, sums: MetricSums) -> LossOutput:
+        reference = self.reference.score(batch)
+        output = pair_losses(
+            policy,
+            reference,
+            self.loss,
+            margins=batch.margins,
+            padded_positions=batch.padded_positions,
+            mean_chosen_length=batch.window.chosen_tokens / batch.window.pairs,
+        )
+        metrics = pair_metrics(policy, reference, output, batch.weights)
+        if policy.aux_loss is not None:
+            metrics["aux_loss"] = policy.aux_loss.detach() * batch.num_pairs
+        sums.add(metrics)
+        return output
+
+    def _connected_zero(self) -> Tensor:
+        """A zero that every parameter's gradient flows from: a rank with no pair left still
+        takes part in DDP's reduction."""
+        return sum((p.sum() * 0.0 for p in self.policy.parameters() if p.requires_grad), _ZERO)
+
+    def _reduced(self, sums: MetricSums) -> dict[str, float]:
+        reduce: Callable[..., Any] = self.trainer.strategy.reduce
+        return sums.means(lambda flat: reduce(flat.to(self.device), reduce_op="sum"))
+
+
+_ZERO = torch.zeros(())
