@@ -120,8 +120,8 @@ class AnchoredEncoder:
 
     def _anchors_to_specials(self) -> np.ndarray:
         """Table of ids: an anchor's gives its special token's, any other itself."""
-        anchor_ids = [self._start.token_to_id(anchor) for anchor in self.text.anchors]
         vocabulary = self._start.get_vocab(with_added_tokens=True)
+        anchor_ids = [vocabulary[anchor] for anchor in self.text.anchors]
         table = np.arange(max(vocabulary.values()) + 1, dtype=np.int32)
         table[anchor_ids] = [index for index, _ in self._specials]
         return table

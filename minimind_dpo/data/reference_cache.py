@@ -96,7 +96,7 @@ class ReferenceCache:
                 break
             position = end
             known = row < len(self._counts) and count == self._counts[row]
-            if not known or (self._verify and zlib.crc32(data[start:end]) != values_sum):
+            if not known or (self._verify and zlib.crc32(data[start:end].data) != values_sum):
                 damaged += 1
             elif self._file_of[row] < 0:
                 self._file_of[row], self._offset_of[row] = number, start

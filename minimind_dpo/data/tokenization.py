@@ -198,16 +198,17 @@ class PairTokenizer:
                 return self._renderer.pair(pair)
             except RenderError as error:
                 return Dropped("template", str(error))
-        sides = (pair.prompt, pair.chosen, pair.rejected)
-        if pair.tools or not all(isinstance(side, str) for side in sides):
+        sides = [s for s in (pair.prompt, pair.chosen, pair.rejected) if isinstance(s, str)]
+        if pair.tools or len(sides) < 3:
             reason = "has turns or tools, which data.chat_template=none cannot print"
             return Dropped("template", reason)
         try:
             for side in sides:
-                self._encoder.text.protect(str(side))
+                self._encoder.text.protect(side)
         except RenderError as error:
             return Dropped("template", str(error))
-        return RenderedPair(*map(str, sides))
+        prompt, chosen, rejected = sides
+        return RenderedPair(prompt, chosen, rejected)
 
     def _encode_parts(self, rendered: Sequence[RenderedPair]) -> list[list[np.ndarray]]:
         """Ids of [prompt, chosen, rejected] of each pair."""
