@@ -66,6 +66,7 @@ def prepare_store(
     *,
     on_error: str = "stop",
     progress: bool = True,
+    workers: int | None = None,
 ) -> TokenStore:
     """Find or build the token store of some preference files.
 
@@ -76,6 +77,7 @@ def prepare_store(
         on_error: `stop` at problems, once all are known, or `skip` them; either way they are
             counted, and skipped ones are written to `TokenStore.unused`.
         progress: Show a progress bar while tokenising.
+        workers: Threads that tokenise; None for one a core, at most 8.
 
     Raises:
         DataError: Files that cannot be used; problems, under `stop`; or no pair that is left.
@@ -94,7 +96,7 @@ def prepare_store(
     temporary.mkdir(parents=True)
     try:
         builder = _Builder(temporary, pair_tokenizer, keep_all=on_error == "skip")
-        builder.run(resolved, progress)
+        builder.run(resolved, progress, workers or min(8, os.cpu_count() or 1))
         builder.finish(fingerprint, on_error)
         return _publish(temporary, folder)
     finally:
@@ -179,7 +181,7 @@ class _Builder:
         self.problems = ProblemLog(keep_all)
         self.unused: list[str] = []
 
-    def run(self, files: list[DataFile], progress: bool) -> None:
+    def run(self, files: list[DataFile], progress: bool, workers: int) -> None:
         """Tokenise all pairs."""
         try:
             with _progress_bar(sum(file.size for file in files), progress) as advance:
@@ -189,7 +191,7 @@ class _Builder:
                     on_file=self.report.files.append,
                     on_bytes=advance,
                 )
-                for pair, result in _in_threads(self.tokenizer, pairs):
+                for pair, result in _in_threads(self.tokenizer, pairs, workers):
                     self._add(pair, result)
         finally:
             self.writer.close()
@@ -221,7 +223,7 @@ class _Builder:
 
 
 def _in_threads(
-    pair_tokenizer: PairTokenizer, pairs: Iterable[PreferencePair]
+    pair_tokenizer: PairTokenizer, pairs: Iterable[PreferencePair], workers: int
 ) -> Iterator[tuple[PreferencePair, Encoded | Dropped]]:
     """Tokenise chunks in threads, in order.
 
@@ -229,7 +231,6 @@ def _in_threads(
     costs more than the work of a usual file) and the tokenizer's own parallelism (which stands
     still while Python renders the next chunk).
     """
-    workers = min(8, os.cpu_count() or 1)
     stream = iter(pairs)
     waiting: deque[tuple[list[PreferencePair], Future[list[Encoded | Dropped]]]] = deque()
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
