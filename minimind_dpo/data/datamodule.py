@@ -7,19 +7,29 @@ loaders        micro-batches of this rank, laid out by the collator
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.cache import ReferenceCache, TokenStore, prepare_store, split_indices
 from minimind_dpo.data.collate import Collator
-from minimind_dpo.data.sampling import MicroBatch, StepSampler, StepShape, accumulation_for
+from minimind_dpo.data.sampling import (
+    MicroBatch,
+    StepSampler,
+    StepShape,
+    accumulation_for,
+    carry_over,
+)
 from minimind_dpo.data.tokenization import PairTokenizer
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +124,6 @@ class PreferenceDataModule(L.LightningDataModule):
         self.train_store: TokenStore | None = None
         self.val_store: TokenStore | None = None
         self.train_rows = self.val_rows = np.zeros(0, dtype=np.int64)
-        self._sampler: StepSampler | None = None
         self._position: dict[str, int] = {}
 
     def prepare_data(self) -> None:
@@ -150,7 +159,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Micro-batches of this rank, whole optimizer steps planned ahead."""
-        sampler = self._sampler = self.train_sampler()
+        sampler = self.train_sampler()
         if self.trainer is not None:
             # NOTE: Lightning makes the first iterator before it calls set_epoch.
             sampler.set_epoch(self._position.get("epoch", self.trainer.current_epoch))
@@ -166,22 +175,30 @@ class PreferenceDataModule(L.LightningDataModule):
         return self._dataloader(self.val_store, self.val_sampler())
 
     def state_dict(self) -> dict[str, int]:
-        """Where training stands, in micro-batches of the running epoch."""
+        """Where training stands: micro-batches of the running epoch, and how they are cut."""
         if self.trainer is None:
             return {}
-        loop = self.trainer.fit_loop
+        sampler = self.train_sampler()
         return {
             "epoch": self.trainer.current_epoch,
-            "micro_batches": loop.epoch_loop.batch_progress.current.ready,
+            "micro_batches": self.trainer.fit_loop.epoch_loop.batch_progress.current.ready,
+            "epoch_batches": len(sampler),
+            **asdict(sampler.shape),
         }
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on behind the last pair that was trained on."""
-        self._position = dict(state_dict)
-        if self._sampler is None or not state_dict:
+        """Go on behind the last pair that was trained on, on any number of devices."""
+        if not state_dict:
             return
-        self._sampler.set_epoch(state_dict["epoch"])
-        self._sampler.start_at(state_dict["micro_batches"])
+        sampler = self.train_sampler()
+        now = {**asdict(sampler.shape), "epoch_batches": len(sampler)}
+        position, exact = carry_over(state_dict["micro_batches"], state_dict, now)
+        if _spread(state_dict) != _spread(now):
+            where = "at the exact pair" if exact else "up to one optimizer step earlier"
+            _log.warning(
+                f"a step was {_spread(state_dict)} and is {_spread(now)}: resuming {where}"
+            )
+        self._position = {"epoch": state_dict["epoch"], "micro_batches": position}
 
     def attach_reference(self, caches: Sequence[ReferenceCache]) -> None:
         """Let batches carry the reference's log-probs, from one cache per store of `stores`."""
@@ -263,6 +280,9 @@ class PreferenceDataModule(L.LightningDataModule):
             pin_memory=pin,
             persistent_workers=False,
             prefetch_factor=4 if workers else None,
+            # Making an iterator draws a seed: from a generator of its own, or a run that is
+            # resumed at an epoch's edge would draw other dropout masks.
+            generator=torch.Generator().manual_seed(self.loader.seed),
         )
 
     def _check_tokens(self) -> None:
@@ -286,6 +306,13 @@ class PreferenceDataModule(L.LightningDataModule):
             f"data.max_tokens_per_batch={bound}, but a micro-batch would hold {most} tokens; "
             f"{advice}"
         )
+
+
+def _spread(shape: Mapping[str, int]) -> str:
+    return (
+        f"{shape['batch_size']} pairs x {shape['accumulate']} micro-batches x "
+        f"{shape['world_size']} devices"
+    )
 
 
 def _limit(batches: int, limit: int | float | None) -> int | None:

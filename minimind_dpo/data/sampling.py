@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -114,8 +114,10 @@ class StepSampler(Sampler[MicroBatch]):
         return total if self.limit is None else min(total, self.limit)
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        # NOTE: no generator, which would read epoch and start only when it is first advanced: an
+        # iterator that is made and never used must not leave its start to the next epoch's.
         start, self.start = self.start, 0
-        yield from self.plan(self.epoch)[self.rank][start:]
+        return iter(self.plan(self.epoch)[self.rank][start:])
 
     def plan(self, epoch: int) -> list[list[MicroBatch]]:
         """Micro-batches of every rank, [rank][micro-batch], for one epoch."""
@@ -182,6 +184,28 @@ def _balance(tokens: np.ndarray, count: int) -> list[np.ndarray]:
         groups[group].append(position)
         heapq.heappush(heap, (load + int(tokens[position]), size + 1, group))
     return [np.array(sorted(group), dtype=np.int64) for group in groups]
+
+
+def carry_over(
+    micro_batches: int, old: Mapping[str, int], new: Mapping[str, int]
+) -> tuple[int, bool]:
+    """A position in an epoch, at the end of an optimizer step, where steps are spread otherwise.
+
+    Args:
+        micro_batches: Of the epoch, done, as the old shape counts them.
+        old: `batch_size`, `accumulate`, `world_size`, and `epoch_batches`, a rank's micro-batches
+            of an epoch.
+        new: The same of the shape to count in.
+
+    Returns:
+        Micro-batches as the new shape counts them, and whether they end at the same pair; if not,
+        it is the nearest end of a step before it.
+    """
+    if micro_batches >= old["epoch_batches"]:
+        return new["epoch_batches"], True
+    old_pairs, new_pairs = (s["batch_size"] * s["accumulate"] * s["world_size"] for s in (old, new))
+    steps, rest = divmod(-(-micro_batches // old["accumulate"]) * old_pairs, new_pairs)
+    return steps * new["accumulate"], rest == 0
 
 
 def accumulation_for(sampler: StepSampler, epochs: int, max_tokens: int) -> int | None:
