@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -78,6 +79,7 @@ class DPOModule(L.LightningModule):
         self.last_train_metrics: dict[str, float] = {}
         self.last_train_step = 0
         self.last_val_metrics: dict[str, float] = {}
+        self.last_val_step = -1
         # A rank that is given no pair still has to line its sums up with the others'.
         names = metric_names(self.loss, reference=not isinstance(self.reference, NoReference))
         self._train_sums = MetricSums([*names, *(["aux_loss"] if self.aux_loss else [])])
@@ -95,8 +97,12 @@ class DPOModule(L.LightningModule):
         """Loss of one micro-batch, scaled for its optimizer step."""
         if batch.num_pairs == 0:
             return self._connected_zero()
-        policy = sequence_logps(self.policy, batch, statistics=True, aux_loss=self.aux_loss)
-        output = self._losses(policy, batch, self._train_sums)
+        # Entropies cost three passes over the logits: only for steps whose numbers are logged.
+        logged = self.logs_step(self.trainer.global_step + 1)
+        policy = sequence_logps(
+            self.policy, batch, statistics=logged or self.loss.wpo, aux_loss=self.aux_loss
+        )
+        output = self._losses(policy, batch, self._train_sums if logged else None)
         self.guard.watch(batch.pair_index, output.losses)
         total = (output.losses * batch.weights.to(output.losses.dtype)).sum()
         if policy.aux_loss is not None:
@@ -108,11 +114,13 @@ class DPOModule(L.LightningModule):
         """Train mode on purpose: models from a checkpoint come in eval mode."""
         self.policy.train()
 
-    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+    def configure_callbacks(self) -> list[Callback]:
+        """Log a step before a checkpoint callback saves it: the module's own hook is too late."""
+        return [_StepLog()]
+
+    def finish_step(self) -> None:
         """At the end of an optimizer step, log the mean over its pairs."""
-        if not self.at_step_boundary(batch_idx):
-            return
-        if self.logs_now():
+        if self.logs_step(self.trainer.global_step):
             self.last_train_metrics = self._reduced(self._train_sums)
             self.last_train_metrics |= {
                 "grad_norm": self.grad_norm,
@@ -136,6 +144,7 @@ class DPOModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Exact means over all pairs of the validation set, over all ranks."""
         self.last_val_metrics = self._reduced(self._val_sums)
+        self.last_val_step = self.trainer.global_step
         self.publish("val", self.last_val_metrics)
         # For ModelCheckpoint's monitor; the loggers have it already, under the exact step.
         self.log_dict(
@@ -144,6 +153,25 @@ class DPOModule(L.LightningModule):
             rank_zero_only=False,
             batch_size=1,
         )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what is counted and reported besides weights."""
+        checkpoint["dpo_module"] = {
+            "bad_steps": [self.guard.total, self.guard.in_a_row],
+            "last_train_step": self.last_train_step,
+            "last_train_metrics": self.last_train_metrics,
+            "last_val_step": self.last_val_step,
+            "last_val_metrics": self.last_val_metrics,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting."""
+        kept = checkpoint["dpo_module"]
+        self.guard.total, self.guard.in_a_row = kept["bad_steps"]
+        self.last_train_step = kept["last_train_step"]
+        self.last_train_metrics = dict(kept["last_train_metrics"])
+        self.last_val_step = kept["last_val_step"]
+        self.last_val_metrics = dict(kept["last_val_metrics"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a schedule that moves once per optimizer step."""
@@ -193,9 +221,8 @@ class DPOModule(L.LightningModule):
                 parameter.grad = None
             self.guard.report(self.trainer)
 
-    def logs_now(self) -> bool:
-        """Whether the optimizer step just taken is one whose numbers are logged."""
-        step: int = self.trainer.global_step
+    def logs_step(self, step: int) -> bool:
+        """Whether the numbers of an optimizer step, counted from 1, are logged."""
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return bool(every) and (step == 1 or step % every == 0)
 
@@ -227,6 +254,8 @@ class DPOModule(L.LightningModule):
             padded_positions=batch.padded_positions,
             mean_chosen_length=batch.window.chosen_tokens / batch.window.pairs,
         )
+        if sums is None:
+            return output
         metrics = pair_metrics(policy, reference, output, batch.weights)
         if policy.aux_loss is not None:
             metrics["aux_loss"] = policy.aux_loss.detach() * batch.num_pairs
@@ -241,6 +270,22 @@ class DPOModule(L.LightningModule):
     def _reduced(self, sums: MetricSums) -> dict[str, float]:
         reduce: Callable[..., Any] = self.trainer.strategy.reduce
         return sums.means(lambda flat: reduce(flat.to(self.device), reduce_op="sum"))
+
+
+class _StepLog(Callback):
+    """Runs `finish_step` among the callbacks, where Lightning puts those that save last."""
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: PreferenceBatch,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, DPOModule)
+        if pl_module.at_step_boundary(batch_idx):
+            pl_module.finish_step()
 
 
 _ZERO = torch.zeros(())

@@ -49,7 +49,7 @@ class Throughput(Callback):
         if not pl_module.at_step_boundary(batch_idx):
             return
         self.pairs += batch.window.pairs
-        if pl_module.logs_now():
+        if pl_module.logs_step(trainer.global_step):
             self._stop_clock()
             counts = self._since.to(pl_module.device)
             total = trainer.strategy.reduce(counts, reduce_op="sum").tolist()
