@@ -72,6 +72,20 @@ class LaidOutPairs(Dataset[PreferenceBatch]):
         return self.collate(pairs, micro_batch.window)
 
 
+class PlannedLoader(DataLoader[PreferenceBatch]):
+    """Tells Lightning that a run can go on in the middle of an epoch.
+
+    The position itself is the data module's: it is the same for every rank, whatever their number.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+
 class PreferenceDataModule(L.LightningDataModule):
     """Preference pairs for `DPOModule`.
 
@@ -272,7 +286,7 @@ class PreferenceDataModule(L.LightningDataModule):
         if pin is None:
             pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         workers = self.loader.num_workers
-        return DataLoader(
+        return PlannedLoader(
             LaidOutPairs(store, self.collate),
             sampler=sampler,
             batch_size=None,

@@ -100,10 +100,11 @@ class StepSampler(Sampler[MicroBatch]):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch's order; Lightning calls this before each epoch."""
-        self.epoch = epoch
+        if epoch != self.epoch:
+            self.epoch, self.start = epoch, 0
 
     def start_at(self, batch: int) -> None:
-        """Begin the next iteration, and that one only, at this micro-batch (exact resume)."""
+        """Begin at this micro-batch, until another epoch is set (exact resume)."""
         self.start = batch
 
     def __len__(self) -> int:
@@ -114,10 +115,10 @@ class StepSampler(Sampler[MicroBatch]):
         return total if self.limit is None else min(total, self.limit)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        # NOTE: no generator, which would read epoch and start only when it is first advanced: an
-        # iterator that is made and never used must not leave its start to the next epoch's.
-        start, self.start = self.start, 0
-        return iter(self.plan(self.epoch)[self.rank][start:])
+        # NOTE: iterating must not use up the start: a DataLoader with workers makes two iterators
+        # of which it reads one, and Lightning makes one that it may not read at all. Nor may this
+        # be a generator, which would read epoch and start only when it is first advanced.
+        return iter(self.plan(self.epoch)[self.rank][self.start :])
 
     def plan(self, epoch: int) -> list[list[MicroBatch]]:
         """Micro-batches of every rank, [rank][micro-batch], for one epoch."""

@@ -1,11 +1,36 @@
-"""Which training states are kept: the newest, and the best by a monitored metric."""
+"""Which training states are kept: the newest ones, to resume from, and the best by a metric.
+
+Resume states are saved at one point only, the end of a micro-batch that ends an optimizer step,
+where no gradient is half accumulated. If a validation is due there it comes after the save and is
+run again by a run that resumes from it, so that neither a step nor a point of a curve is lost.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from minimind_dpo.training.resume import (
+    fit_to_shape,
+    mark_complete,
+    step_shape,
+    use_new_learning_rate,
+)
+from minimind_dpo.training.stopping import StopRequest
+from minimind_dpo.training.storage import (
+    set_aside_newer,
+    step_file,
+    step_files,
+    sweep_temporary,
+)
+
+KEY = "minimind_dpo"
+"""Where a checkpoint keeps what it belongs to."""
 
 
 class CheckpointOptions(Protocol):
@@ -18,29 +43,213 @@ class CheckpointOptions(Protocol):
     save_last: bool
 
 
-def make_checkpoints(options: CheckpointOptions, folder: Path) -> list[Callback]:
-    """Lightning's checkpoint callbacks for one run folder."""
+def make_checkpoints(
+    options: CheckpointOptions,
+    folder: Path,
+    *,
+    belongs: dict[str, Any] | None = None,
+    stop: StopRequest | None = None,
+) -> list[Callback]:
+    """The checkpoint callbacks of one run folder.
+
+    Args:
+        options: When to save and what to keep.
+        folder: `<run>/checkpoints`.
+        belongs: What the states belong to; kept in each of them.
+        stop: Set by signal handlers.
+    """
     callbacks: list[Callback] = []
-    if options.save_last:
-        callbacks.append(
-            ModelCheckpoint(
-                dirpath=folder,
-                filename="last",
-                every_n_train_steps=options.every_n_steps or None,
-                save_top_k=1,
-                save_on_train_epoch_end=None if options.every_n_steps else True,
-                enable_version_counter=False,
-            )
-        )
     if options.save_top_k:
         callbacks.append(
-            ModelCheckpoint(
+            BestCheckpoint(
                 dirpath=folder,
                 filename="best-{step}",
                 monitor=options.monitor,
                 mode=options.mode,
                 save_top_k=options.save_top_k,
                 save_on_train_epoch_end=False,
+                enable_version_counter=False,
             )
         )
-    return callbacks
+    every = options.every_n_steps if options.save_last else None
+    return [*callbacks, ResumeCheckpoint(folder, every, belongs=belongs, stop=stop)]
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """The best states by a monitored metric; remembers them by name, so that a run can move."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Lightning's own, without the folder."""
+        state = super().state_dict()
+        paths = {str(path): score for path, score in state["best_k_models"].items()}
+        state["best_k_models"] = {os.path.basename(path): s for path, s in paths.items()}
+        for name in ("best_model_path", "kth_best_model_path"):
+            state[name] = os.path.basename(state[name])
+        return {**state, "dirpath": None, "last_model_path": ""}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Find the files again in this run's folder; those that are gone are forgotten."""
+        folder = str(self.dirpath)
+
+        def found(name: str) -> str:
+            path = os.path.join(folder, name)
+            return path if name and os.path.isfile(path) else ""
+
+        kept = {found(name): s for name, s in state_dict["best_k_models"].items() if found(name)}
+        state = {**state_dict, "dirpath": self.dirpath, "best_k_models": kept}
+        for name in ("best_model_path", "kth_best_model_path"):
+            state[name] = found(state_dict[name])
+        if kept and not state["kth_best_model_path"]:
+            worst = max if self.mode == "min" else min
+            state["kth_best_model_path"] = worst(kept, key=lambda path: float(kept[path]))
+            state["kth_value"] = kept[state["kth_best_model_path"]]
+        super().load_state_dict(state)
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Saves the newest states, stops at a signal, and makes a resumed run go on exactly.
+
+    Args:
+        folder: Where to save.
+        every_n_steps: Optimizer steps between saves beside those before each validation and at
+            the end; 0 for these alone; None to save at a signal only.
+        keep: States kept: the newest and those before it, for when it is damaged.
+        belongs: What the states belong to; kept in each of them.
+        stop: Set by signal handlers.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int | None = 0,
+        *,
+        keep: int = 2,
+        belongs: dict[str, Any] | None = None,
+        stop: StopRequest | None = None,
+    ) -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.belongs = belongs or {}
+        self.stop = stop or StopRequest()
+        self._saved_step = -1
+        self._validation_due = False
+        self._saving = False
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Clean up behind a run that died, and listen to signals instead of Lightning."""
+        step = trainer.global_step
+        self._saved_step = step
+        if trainer.is_global_zero and self.folder.is_dir():
+            sweep_temporary(self.folder)
+            set_aside_newer(self.folder, step)
+        use_new_learning_rate(trainer, pl_module)
+        self.stop.patient = True
+        # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
+        self.stop.install()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save where it is due; save and end where the run was asked to stop.
+
+        Raises:
+            Stopped: On all ranks, once the state is saved.
+        """
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if epoch_loop._should_accumulate():
+            return
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        self._validation_due = epoch_loop._should_check_val_fx(fetcher)
+        stopping = self.stop.agreed(trainer)
+        if stopping or self._is_due(trainer):
+            self.save(trainer)
+        if stopping:
+            raise self.stop.stopped(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """A validation is not worth waiting for: the state before it is saved.
+
+        Raises:
+            Stopped: On all ranks.
+        """
+        if trainer.state.fn == "fit" and self.stop.agreed(trainer):
+            raise self.stop.stopped(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nobody looks at the flag any more."""
+        self.stop.patient = False
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Nobody looks at the flag any more."""
+        self.stop.patient = False
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what the state belongs to, and say where in its loops the run stands."""
+        checkpoint[KEY] = {
+            "belongs": self.belongs,
+            "shape": step_shape(trainer),
+            "step": trainer.global_step,
+        }
+        # A time limit counts for one launch: a job that ran into it has to go on when resumed.
+        checkpoint["callbacks"].pop("Timer", None)
+        if self._saving:
+            mark_complete(checkpoint["loops"]["fit_loop"], self._validation_due)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Translate positions where a step is now spread in another way."""
+        kept = checkpoint.get(KEY)
+        if kept is not None:
+            fit_to_shape(checkpoint["loops"]["fit_loop"], kept["shape"], step_shape(trainer))
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save this step's state, then drop the oldest; to be called on all ranks."""
+        step = trainer.global_step
+        if step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        flush_curves(trainer)
+        self._saving = True
+        try:
+            trainer.save_checkpoint(step_file(self.folder, step))
+        finally:
+            self._saving = False
+        self._saved_step = step
+        if trainer.is_global_zero:
+            # Only now: until the new one is proved, the older ones are all there is.
+            for path in step_files(self.folder)[self.keep :]:
+                path.unlink(missing_ok=True)
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        if self.every_n_steps is None:
+            return False
+        every = self.every_n_steps
+        regular = every > 0 and trainer.global_step % every == 0
+        ends = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
+        return regular or ends or self._validation_due
+
+
+def flush_curves(trainer: L.Trainer) -> None:
+    """Bring what is logged so far on disk: a resumed run does not log it again."""
+    for logger in trainer.loggers:
+        logger.save()
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.flush()

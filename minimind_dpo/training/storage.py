@@ -1,0 +1,245 @@
+"""Checkpoints on disk that a crash, a full disk or a bad sector cannot turn into lost work.
+
+save    temporary file beside the target -> fsync -> read back against its checksums -> rename
+        over the target -> fsync the folder
+load    checksums first, then torch's weights-only loader: nothing in a file can run code
+
+torch's zip format carries a CRC-32 of every record; torch itself never looks at them.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import shutil
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from lightning.pytorch.plugins import CheckpointIO
+
+log = logging.getLogger(__name__)
+
+_STEP: Final = re.compile(r"step-(\d+)\.ckpt")
+_SET_ASIDE: Final = "superseded"
+_NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) if os.name != "nt" else (errno.ENOSPC,)
+_UNREADABLE: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is not what was written, or not a checkpoint of this program."""
+
+
+class CheckpointSaveError(OSError):
+    """A checkpoint could not be written; the ones before it are as they were."""
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's storage plugin: a file under its own name is always whole.
+
+    Attributes:
+        seconds: Time that all saves together took.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write `checkpoint` to `path`, or leave `path` as it is.
+
+        Raises:
+            CheckpointSaveError: Disk full, not writable, or not readable as it was written.
+        """
+        started = time.perf_counter()
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            _write(checkpoint, temporary)
+            verify(temporary)
+            os.replace(temporary, target)
+            _sync_folder(target.parent)
+        except (OSError, RuntimeError, DamagedCheckpointError) as error:
+            raise CheckpointSaveError(_why_not_saved(error, target, checkpoint)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
+        taken = time.perf_counter() - started
+        self.seconds += taken
+        size = target.stat().st_size / 1e6
+        log.info(f"Saved {target.name}: {size:,.1f} MB in {taken:.2f} s")
+
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Callable[..., Any] | None = None,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint onto the CPU; weights-only, whatever is asked for.
+
+        Raises:
+            DamagedCheckpointError: Naming the file and what is wrong with it.
+        """
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Delete a checkpoint, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Check and load one checkpoint onto the CPU.
+
+    Raises:
+        DamagedCheckpointError: It is empty, cut short, altered, holds objects that could run code,
+            or is no training state.
+    """
+    verify(path)
+    try:
+        # NOTE: memory-mapped tensors would change under us when the file is replaced.
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle that is not torch's raises nearly anything
+        raise DamagedCheckpointError(
+            f"{path} cannot be read: it is no checkpoint, or holds Python objects, which are not "
+            f"loaded because that can run code ({_first_line(error)})"
+        ) from error
+    if not isinstance(loaded, dict) or not {"state_dict", "loops"} <= loaded.keys():
+        raise DamagedCheckpointError(
+            f"{path} holds no training state: resume needs a file of a run's checkpoints folder. "
+            "Weights alone are named with model.path"
+        )
+    return loaded
+
+
+def verify(path: Path) -> None:
+    """Compare every record of a checkpoint with its checksum.
+
+    Raises:
+        DamagedCheckpointError: Naming the file and what is wrong with it.
+    """
+    try:
+        if path.stat().st_size == 0:
+            raise DamagedCheckpointError(f"{path} is empty (0 bytes)")
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except DamagedCheckpointError:
+        raise
+    except (*_UNREADABLE, NotImplementedError) as error:
+        raise DamagedCheckpointError(
+            f"{path} is damaged, cut short or no checkpoint ({_first_line(error)})"
+        ) from error
+    if bad is not None:
+        raise DamagedCheckpointError(f"{path} is damaged: {bad} does not match its checksum")
+
+
+def step_file(folder: Path, step: int) -> Path:
+    """Where the state after optimizer step `step` is kept."""
+    return folder / f"step-{step:08d}.ckpt"
+
+
+def step_files(folder: Path) -> list[Path]:
+    """Resume states of a folder, newest first."""
+    found = [path for path in folder.glob("step-*.ckpt") if _STEP.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """The optimizer step that a `step-*.ckpt` was written after."""
+    match = _STEP.fullmatch(path.name)
+    assert match is not None, path
+    return int(match.group(1))
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The newest state of a folder that is whole; damaged ones are named in the log.
+
+    Raises:
+        DamagedCheckpointError: There are states, and none is whole.
+    """
+    damaged = []
+    for path in step_files(folder):
+        try:
+            verify(path)
+        except DamagedCheckpointError as error:
+            damaged.append(str(error))
+            log.warning(f"{error}. Trying the one before")
+        else:
+            return path
+    if damaged:
+        raise DamagedCheckpointError(
+            f"no checkpoint in {folder} is whole:\n  " + "\n  ".join(damaged) + "\nStart anew with "
+            "another run_dir, or name an older copy with resume=PATH"
+        )
+    return None
+
+
+def set_aside_newer(folder: Path, step: int) -> None:
+    """Move states after `step`, which a resumed run writes anew, out of the way."""
+    newer = [path for path in step_files(folder) if step_of(path) > step]
+    for path in newer:
+        aside = folder / _SET_ASIDE
+        aside.mkdir(exist_ok=True)
+        os.replace(path, aside / path.name)
+        log.info(f"{path.name} is from after step {step}: moved to {aside}")
+
+
+def sweep_temporary(folder: Path) -> None:
+    """Remove what saves that were killed left behind; only for the process that owns the run."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        log.info(f"Removing {path.name}, which a killed save left")
+        path.unlink(missing_ok=True)
+
+
+def _write(checkpoint: dict[str, Any], path: Path) -> None:
+    with path.open("wb") as file:
+        torch.save(checkpoint, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return  # Windows does not open folders; its journal holds the rename.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _why_not_saved(error: Exception, target: Path, checkpoint: dict[str, Any]) -> str:
+    needed = sum(tensor.nbytes for tensor in _tensors(checkpoint)) / 1e6
+    free = shutil.disk_usage(target.parent).free / 1e6
+    cause: BaseException | None = error
+    while cause is not None and getattr(cause, "errno", None) not in _NO_ROOM:
+        cause = cause.__cause__ or cause.__context__
+    full = cause is not None or free < needed
+    reason = "the disk is full, or a limit on file sizes is reached" if full else _first_line(error)
+    kept = ", ".join(path.name for path in step_files(target.parent)) or "none"
+    return (
+        f"{target} could not be saved: {reason} (about {needed:,.0f} MB needed, {free:,.0f} MB "
+        f"free). Earlier states are as they were ({kept}): make room, then continue with "
+        f"resume=auto run_dir={target.parent.parent}"
+    )
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
