@@ -15,9 +15,11 @@ from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenization import PairTokenizer
 from minimind_dpo.models.attention import use_planned_attention
 from minimind_dpo.models.balance import balance_loss, default_aux_coef
+from minimind_dpo.models.compilation import compile_layers
 from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.models.files import locate
 from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import find_tokenizer
 from minimind_dpo.schema import Config
 from minimind_dpo.training.callbacks.checkpoints import make_checkpoints
@@ -30,11 +32,13 @@ from minimind_dpo.training.guard import StepGuard
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import (
+    AdapterOffReference,
     NoReference,
     OnlineReference,
     PrecomputedReference,
     ReferenceScorer,
 )
+from minimind_dpo.training.self_check import check_layout
 from minimind_dpo.validation import loss_options
 
 
@@ -99,9 +103,22 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         dropout=config.model.dropout,
         trust_remote_code=config.model.trust_remote_code,
     )
+    model = loaded.model
+    use_planned_attention(model, config.data.layout != "padded")
+    check_layout(model, config.data.layout)
+    lora = config.model.lora
+    if lora.r:
+        add_adapters(
+            model,
+            r=lora.r,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        )
     if config.model.gradient_checkpointing:
-        loaded.model.activation_checkpointing_enable()
-    use_planned_attention(loaded.model, config.data.layout != "padded")
+        model.activation_checkpointing_enable()
+    if config.model.compile:
+        compile_layers(model)
     return loaded
 
 
@@ -112,6 +129,8 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         return NoReference()
     if reference.mode == "precomputed" and reference.path is None and reference.dtype is None:
         return PrecomputedReference(batch_tokens=reference.batch_tokens, progress=progress)
+    if reference.mode == "online" and reference.path is None and config.model.lora.r:
+        return AdapterOffReference()
     loaded = load_model(
         reference.path or config.model.path,
         False,

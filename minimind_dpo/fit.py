@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 
+from minimind_dpo.allocator import keep_freed_memory
 from minimind_dpo.build import (
     build_callbacks,
     build_datamodule,
@@ -27,9 +28,11 @@ from minimind_dpo.build import (
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.problems import DataError
 from minimind_dpo.data.report import print_report
+from minimind_dpo.memory import is_out_of_memory, memory_advice
 from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
 from minimind_dpo.objective.validation import padded_mean_warning
 from minimind_dpo.runs import Clock, flat, make_run_dir, versions, write_config, write_json
 from minimind_dpo.schema import Config
@@ -53,6 +56,12 @@ def fit_from_command_line(config: Config) -> int:
         return WRONG_INPUT
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        log.debug("out of memory", exc_info=True)
+        print(f"Error: {memory_advice(config)}", file=sys.stderr)
+        return FAILED
     return DONE
 
 
@@ -66,6 +75,8 @@ def fit(config: Config) -> dict[str, Any]:
     _quiet(config.log_level)
     first = _is_first_rank()
     L.seed_everything(config.seed, workers=False, verbose=False)
+    if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
+        keep_freed_memory()
     torch.set_float32_matmul_precision(config.model.matmul_precision)
     tokenizer = build_tokenizer(config)
     data = build_datamodule(config, tokenizer, progress=first)
@@ -149,6 +160,9 @@ def _load_best(trainer: L.Trainer, module: DPOModule) -> None:
 
 def _export(config: Config, policy: LoadedModel, run_dir: Path) -> None:
     folder = run_dir / "export"
+    if has_adapters(policy.model):
+        save_adapters(policy.model, run_dir / "adapters")
+        merge_adapters(policy.model)
     if config.export.hf:
         save_hf(policy.model, policy.tokenizer, folder)
     if config.export.native and policy.dialect.generation is not None:

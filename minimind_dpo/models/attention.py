@@ -193,7 +193,8 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     return
 
 
-AttentionInterface.register(PLANNED, planned_attention)
+# NOTE: kept out of compiled layers, where a list of changing length would recompile each batch.
+AttentionInterface.register(PLANNED, torch.compiler.disable(planned_attention))
 AttentionMaskInterface.register(PLANNED, _no_mask)
 
 

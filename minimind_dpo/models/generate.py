@@ -205,7 +205,12 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
     device = model.device
     kind = device.type if device.type in ("cuda", "mps", "xpu") else "cuda"
     devices = [device.index or 0] if device.type == kind else []
-    with torch.random.fork_rng(devices, device_type=kind), plain_attention(model):
+    with (
+        torch.random.fork_rng(devices, device_type=kind),
+        # A compiled policy would compile once more for every length of the cache.
+        torch.compiler.set_stance("force_eager"),
+        plain_attention(model),
+    ):
         model.eval()
         try:
             yield

@@ -52,7 +52,7 @@ class Head:
             ValueError: The head is not a linear layer.
         """
         layer = model.get_output_embeddings()  # type: ignore[operator]
-        if not isinstance(getattr(layer, "weight", None), Tensor) or layer.weight.ndim != 2:
+        if not isinstance(layer, nn.Linear):
             raise ValueError(
                 f"the LM head of {type(model).__name__} is {type(layer).__name__}, but only a "
                 "linear layer can be scored; leave it out of model.lora.target_modules"

@@ -244,7 +244,9 @@ class DPOModule(L.LightningModule):
         batches = self.trainer.num_training_batches
         return int(epochs * batches) if epochs > 0 and batches != float("inf") else 0
 
-    def _losses(self, policy: PairLogps, batch: PreferenceBatch, sums: MetricSums) -> LossOutput:
+    def _losses(
+        self, policy: PairLogps, batch: PreferenceBatch, sums: MetricSums | None
+    ) -> LossOutput:
         reference = self.reference.score(batch)
         output = pair_losses(
             policy,

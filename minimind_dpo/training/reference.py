@@ -24,6 +24,7 @@ from minimind_dpo.data.cache import ReferenceCache
 from minimind_dpo.data.collate import Collator
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.models.attention import PLANNED, plain_implementation
+from minimind_dpo.models.lora import adapters_off, base_name
 from minimind_dpo.objective.logps import sequence_logps
 
 
@@ -65,6 +66,19 @@ class OnlineReference:
         """Run the reference on the batch, in the precision context of the caller."""
         with torch.no_grad():
             return sequence_logps(self.model, batch)
+
+
+class AdapterOffReference:
+    """Runs the policy itself with its low-rank adapters off: no second model in memory."""
+
+    def prepare(self, trainer: L.Trainer, policy: PreTrainedModel) -> None:
+        """Keep the policy."""
+        self._policy = policy
+
+    def score(self, batch: PreferenceBatch) -> PairLogps:
+        """Run the policy's frozen weights on the batch."""
+        with torch.no_grad(), evaluating(self._policy), adapters_off(self._policy):
+            return sequence_logps(self._policy, batch)
 
 
 class PrecomputedReference:
@@ -176,9 +190,15 @@ def _epochs(trainer: L.Trainer) -> int:
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:
-    """sha256 over a model's parameters and buffers: names, shapes, dtypes and bytes."""
+    """sha256 over a model's own parameters and buffers: names, shapes, dtypes and bytes.
+
+    Adapters are left out: they start as zero, so the model that is the reference has none.
+    """
     digest = hashlib.sha256(type(model).__name__.encode())
-    for name, tensor in sorted(model.state_dict().items()):
+    named = ((base_name(name), tensor) for name, tensor in model.state_dict().items())
+    for name, tensor in sorted(
+        ((name, tensor) for name, tensor in named if name is not None), key=lambda item: item[0]
+    ):
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
         flat = tensor.detach().contiguous().cpu().reshape(-1)
         digest.update(memoryview(flat.view(torch.uint8).numpy()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -198,20 +199,15 @@ def device_problems(config: Config, machine: Machine, world_size: int | None) ->
             yield Problem("trainer.devices", why, "Make them equal.", trainer.devices)
 
 
-def compile_problems(config: Config, machine: Machine) -> Iterator[Problem]:
-    """Compilation where it would recompile at every step."""
-    if not config.model.compile:
-        return
-    fix = "Or set model.compile=false."
-    if not machine.cuda or config.trainer.accelerator in ("cpu", "mps", "tpu"):
-        why = "needs CUDA: elsewhere attention runs per sequence and would recompile at every step"
-        yield Problem("model.compile", why, fix, True)
-    if config.data.layout == "padded":
-        why = "needs data.layout=prefix_shared or packed, whose sizes are rounded up"
-        yield Problem("model.compile", why, fix, True)
-    if config.trainer.precision not in ("bf16-mixed", "16-mixed"):
-        why = "needs trainer.precision=bf16-mixed or 16-mixed: its attention is for half types"
-        yield Problem("model.compile", why, fix, True)
+def compile_problems(config: Config) -> Iterator[Problem]:
+    """Compilation on a CPU without a compiler, and adapters that are installed nowhere."""
+    accelerator = config.trainer.accelerator
+    compilers = ("g++", "clang++", "c++", "cl")
+    if config.model.compile and accelerator == "cpu" and not any(map(shutil.which, compilers)):
+        why = "needs a C++ compiler on a CPU, and none of g++, clang++ and cl is on the path"
+        yield Problem("model.compile", why, "Install one, or set model.compile=false.", True)
+    if config.model.lora.r:
+        yield from package_problems("model.lora.r", config.model.lora.r, "peft", "lora")
 
 
 def callback_problems(config: Config) -> Iterator[Problem]:

@@ -80,7 +80,6 @@ def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> No
         ("model.path=.", "model.path", "Name the file: model.path=full_sft_512.pth"),
         ("model.dtype=bfloat16", "model.dtype", "vanish in half-precision weights"),
         ("model.dtype=int8", "model.dtype", "float32, float64"),
-        ("model.compile=true", "model.compile", "Or set model.compile=false."),
         ("model.dropout=1.0", "model.dropout", "below 1"),
         ("reference.path=gone.pth", "reference.path", "does not exist"),
         ("reference.batch_tokens=0", "reference.batch_tokens", "at least 1"),
@@ -151,13 +150,14 @@ def test_devices_are_held_against_the_machine_and_the_launcher(
     assert "the launcher started 2 processes" in found["trainer.devices"]
 
 
-def test_compile_is_allowed_on_cuda_in_half_precision_without_padding(
-    files: list[str], problems: Any
+def test_compile_on_a_cpu_needs_a_compiler(
+    files: list[str], problems: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = [*files, "model.compile=true", "trainer.precision=bf16-mixed"]
-    assert problems(asked, cuda=1) == {}
-    assert "rounded up" in problems([*asked, "data.layout=padded"], cuda=1)["model.compile"]
-    assert "half types" in problems([*asked, "trainer.precision=32"], cuda=1)["model.compile"]
+    asked = [*files, "model.compile=true", "trainer.accelerator=cpu"]
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/g++" if name == "g++" else None)
+    assert problems(asked) == {}
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "C++ compiler" in problems(asked)["model.compile"]
 
 
 def test_an_optional_package_that_is_missing_is_named_with_its_extra(
