@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
@@ -21,16 +21,20 @@ from minimind_dpo.models.files import locate
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import find_tokenizer
+from minimind_dpo.runs import Run, flat
 from minimind_dpo.schema import Config
 from minimind_dpo.training.callbacks.checkpoints import make_checkpoints
 from minimind_dpo.training.callbacks.micro_batches import MicroBatchReport
 from minimind_dpo.training.callbacks.progress import make_progress
+from minimind_dpo.training.callbacks.random_state import RandomState
 from minimind_dpo.training.callbacks.samples import SampledAnswers
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
+from minimind_dpo.training.curves import KeptCSVLogger, keep_until
 from minimind_dpo.training.guard import StepGuard
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.ranks import Agreement, make_strategy
 from minimind_dpo.training.reference import (
     AdapterOffReference,
     NoReference,
@@ -39,7 +43,12 @@ from minimind_dpo.training.reference import (
     ReferenceScorer,
 )
 from minimind_dpo.training.self_check import check_layout
+from minimind_dpo.training.stopping import StopRequest
+from minimind_dpo.training.storage import AtomicCheckpointIO, read_header
 from minimind_dpo.validation import loss_options
+
+_OWN_TO_RANK = ("trainer.devices", "run_dir", "resume", "log_level")
+"""Keys that ranks on different machines may give differently; the run itself is shared."""
 
 
 def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
@@ -174,21 +183,40 @@ def build_module(
     )
 
 
-def build_loggers(config: Config, run_dir: Path) -> list[Logger]:
+def build_loggers(config: Config, run: Run, first: bool = True) -> list[Logger]:
     """The configured logger; every run also keeps its curves as CSV.
+
+    In a folder that holds curves already, what the run logs anew is dropped from them.
+
+    Args:
+        config: The configuration.
+        run: The run's folder, and the state that it goes on from.
+        first: Whether this is the rank that logs.
 
     Raises:
         ModuleNotFoundError: The logger's own package is not installed; says which extra has it.
     """
     options: dict[str, Any] = dict(config.logger.options)
-    csv = CSVLogger(str(run_dir), name="", version="csv", **_csv_options(config))
+    run_dir = run.folder
     if config.logger.name == "none":
         return []
+    past: dict[str, Any] = {"step": -1, "validation_due": False}
+    if run.checkpoint is not None:
+        past = read_header(run.checkpoint)
+    if first:
+        keep_until(run_dir / "csv" / "metrics.csv", past["step"], past["validation_due"])
+    csv = KeptCSVLogger(run_dir, **_csv_options(config))
     if config.logger.name == "csv":
         return [csv]
     if config.logger.name == "tensorboard":
         tensorboard = TensorBoardLogger(
-            str(run_dir), name="", version="tensorboard", default_hp_metric=False, **options
+            str(run_dir),
+            name="",
+            version="tensorboard",
+            default_hp_metric=False,
+            # Hides what an earlier launch logged after the state that this one goes on from.
+            purge_step=past["step"] + 1,
+            **options,
         )
         return [tensorboard, csv]
     try:
@@ -211,11 +239,32 @@ def _csv_options(config: Config) -> dict[str, Any]:
     return dict(config.logger.options) if config.logger.name == "csv" else {}
 
 
-def build_callbacks(config: Config, policy: LoadedModel, run_dir: Path) -> list[Callback]:
-    """What watches the run."""
+def build_callbacks(
+    config: Config,
+    policy: LoadedModel,
+    run_dir: Path,
+    *,
+    belongs: dict[str, Any] | None = None,
+    stop: StopRequest | None = None,
+) -> list[Callback]:
+    """What watches the run.
+
+    Args:
+        config: The configuration.
+        policy: Loaded.
+        run_dir: The run's folder.
+        belongs: What checkpoints belong to.
+        stop: What signal handlers set.
+    """
     watching = config.callbacks
     progress = watching.progress if config.trainer.enable_progress_bar else "none"
-    callbacks: list[Callback] = [make_progress(progress), Throughput()]
+    settings = {key: value for key, value in flat(config).items() if key not in _OWN_TO_RANK}
+    callbacks: list[Callback] = [
+        Agreement(settings),
+        RandomState(config.seed),
+        make_progress(progress),
+        Throughput(),
+    ]
     if watching.weights_changed:
         callbacks.append(WeightsChanged())
     if watching.samples.enabled and policy.tokenizer is not None:
@@ -235,7 +284,14 @@ def build_callbacks(config: Config, policy: LoadedModel, run_dir: Path) -> list[
         callbacks.append(
             MicroBatchReport(policy.dialect, run_dir, counted.log_every, counted.export_every)
         )
-    return [*callbacks, *make_checkpoints(watching.checkpoint, run_dir / "checkpoints")]
+    checkpoints = make_checkpoints(
+        watching.checkpoint,
+        run_dir / "checkpoints",
+        belongs=belongs,
+        stop=stop,
+        accept_changes=config.resume_with_changes,
+    )
+    return [*callbacks, *checkpoints]
 
 
 def build_trainer(
@@ -244,4 +300,11 @@ def build_trainer(
     """Lightning's Trainer with the configured keywords."""
     keywords = dict(vars(config.trainer))
     keywords["enable_progress_bar"] = True  # ours; a silent one where none is wanted
+    keywords["strategy"] = make_strategy(
+        keywords["strategy"],
+        keywords["devices"],
+        keywords["num_nodes"],
+        config.guard.rank_timeout,
+    )
+    keywords["plugins"] = [AtomicCheckpointIO()]
     return L.Trainer(**keywords, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))

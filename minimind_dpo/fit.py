@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import warnings
 from pathlib import Path
@@ -26,50 +25,64 @@ from minimind_dpo.build import (
     build_trainer,
 )
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.problems import DataError
 from minimind_dpo.data.report import print_report
 from minimind_dpo.memory import is_out_of_memory, memory_advice
-from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
 from minimind_dpo.objective.validation import padded_mean_warning
-from minimind_dpo.runs import Clock, flat, make_run_dir, versions, write_config, write_json
+from minimind_dpo.runs import (
+    Clock,
+    Run,
+    check_identity,
+    decide_run,
+    flat,
+    make_folder,
+    tell_ranks,
+    versions,
+    write_config,
+    write_json,
+)
 from minimind_dpo.schema import Config
+from minimind_dpo.supervise import supervised
+from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.ranks import RankGuard, forget_failure, global_rank, share
+from minimind_dpo.training.stopping import StopRequest
+from minimind_dpo.training.storage import read_checkpoint, read_header
 
 log = logging.getLogger(__name__)
 console = Console()
 
-DONE, FAILED, WRONG_INPUT = 0, 1, 2
-
 
 def fit_from_command_line(config: Config) -> int:
     """Run, and tell people in a sentence what is wrong with their input; the exit code."""
-    try:
-        fit(config)
-    except (CheckpointError, DataError) as error:
-        if _is_first_rank():
-            print(f"Error: {error}", file=sys.stderr)
-        return WRONG_INPUT
-    except KeyboardInterrupt:
-        return 130
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        log.debug("out of memory", exc_info=True)
-        print(f"Error: {memory_advice(config)}", file=sys.stderr)
-        return FAILED
-    return DONE
+
+    def explain(error: Exception) -> str | None:
+        return memory_advice(config) if is_out_of_memory(error) else None
+
+    return supervised(
+        lambda stop, ranks: fit(config, stop, ranks), config.guard.rank_timeout, explain
+    )
 
 
-def fit(config: Config) -> dict[str, Any]:
+def fit(
+    config: Config, stop: StopRequest | None = None, ranks: RankGuard | None = None
+) -> dict[str, Any]:
     """Train, export and summarise one run.
+
+    Args:
+        config: What to run; checked.
+        stop: What signal handlers set.
+        ranks: The watch over this run's other processes.
 
     Returns:
         The content of `summary.json`.
+
+    Raises:
+        Stopped: A signal came; the state is saved.
     """
     clock = Clock()
     _quiet(config.log_level)
@@ -78,43 +91,67 @@ def fit(config: Config) -> dict[str, Any]:
     if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
         keep_freed_memory()
     torch.set_float32_matmul_precision(config.model.matmul_precision)
+    run = decide_run(config)
     tokenizer = build_tokenizer(config)
     data = build_datamodule(config, tokenizer, progress=first)
     data.prepare_data()
-    run_dir = make_run_dir(config)
+    identity = check_identity(config, data, run)
+    run = share(make_folder(run, first), config.guard.rank_timeout)
+    tell_ranks(run)
     if first:
-        write_config(config, run_dir)
+        write_config(config, run.folder)
+        forget_failure(run.folder)
         _report_data(data)
+    ranks = ranks or RankGuard()
+    ranks.folder = run.folder
     policy = build_policy(config, tokenizer)
     log.info(f"Policy: {policy.describe()}")
     if config.loss.reduction == "padded_mean":
         log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
     module = build_module(config, policy, build_reference(config, progress=first), data)
-    trainer = build_trainer(
-        config,
-        build_callbacks(config, policy, run_dir),
-        build_loggers(config, run_dir),
-        run_dir,
-    )
-    log.info(f"Run folder: {run_dir}")
-    judged = _Judge(config, policy) if config.callbacks.judge == "demo" else None
-    before = _validate_before(trainer, module, data)
+    callbacks = build_callbacks(config, policy, run.folder, belongs=identity, stop=stop)
+    trainer = build_trainer(config, callbacks, build_loggers(config, run, first), run.folder)
+    ranks.watch_children(trainer)
+    log.info(f"Run folder: {run.folder}")
+    judged = _Judge(config, policy) if config.callbacks.judge == "demo" and first else None
+    before = _start(trainer, module, data, run)
     if judged:
         judged.before(before)
-    _log_hyperparameters(config, trainer, before)
-    trainer.fit(module, datamodule=data)
+    if run.checkpoint is None:
+        _log_hyperparameters(config, trainer, before)
+    trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
+    _validate_after(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
     if config.export.which == "best":
         _load_best(trainer, module)
-    _export(config, policy, run_dir)
+    _export(config, policy, run.folder)
     summary = _summary(config, trainer, module, data, policy, before, clock)
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
-    write_json(summary, run_dir / "summary.json")
-    log.info(f"Done. Weights: {run_dir / 'export'}  Numbers: {run_dir / 'summary.json'}")
-    log.info(f"Curves: tensorboard --logdir {run_dir}")
+    write_json(summary, run.folder / "summary.json")
+    log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / 'summary.json'}")
+    log.info(f"Curves: tensorboard --logdir {run.folder}")
     return summary
+
+
+def _start(
+    trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule, run: Run
+) -> dict[str, float]:
+    """Validation at step 0, or what it was in the run that is resumed."""
+    newest = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ResumeCheckpoint))
+    if run.checkpoint is None:
+        newest.start_metrics = _validate_before(trainer, module, data)
+    else:
+        newest.start_metrics = dict(read_header(run.checkpoint)["start_metrics"])
+    return newest.start_metrics
+
+
+def _validate_after(trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule) -> None:
+    """Validation at the end, where the last one was before it (trainer.max_steps)."""
+    seen = module.last_val_step
+    if 0 <= seen < trainer.global_step and len(data.val_rows) and trainer.limit_val_batches:
+        trainer.validate(module, datamodule=data, verbose=False)
 
 
 def _validate_before(
@@ -151,8 +188,7 @@ def _load_best(trainer: L.Trainer, module: DPOModule) -> None:
     for callback in trainer.checkpoint_callbacks:
         best = getattr(callback, "best_model_path", "")
         if getattr(callback, "monitor", None) and best:
-            state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-            module.load_state_dict(state)
+            module.load_state_dict(read_checkpoint(Path(best))["state_dict"])
             log.info(f"Exporting the best weights, {Path(best).name}")
             return
     log.warning("export.which=best, but no best state was kept: exporting the last weights")
@@ -255,7 +291,7 @@ class _Judge:
 
 
 def _is_first_rank() -> bool:
-    return int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0"))) == 0
+    return global_rank() == 0
 
 
 def _quiet(level: str) -> None:

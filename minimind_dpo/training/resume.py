@@ -52,25 +52,29 @@ def step_shape(trainer: L.Trainer) -> dict[str, int]:
     return {**asdict(sampler.shape), "epoch_batches": len(sampler)}
 
 
-def fit_to_shape(loops: Progress, old: dict[str, int], new: dict[str, int]) -> None:
+def fit_to_shape(loops: Progress, old: dict[str, int], new: dict[str, int]) -> bool:
     """Count the micro-batches of `loops` anew where a step is spread in another way.
 
     Args:
         loops: `fit_loop`'s state dict; changed in place.
         old: `step_shape` of the run that saved it.
         new: `step_shape` of this run.
+
+    Returns:
+        Whether the position is exact.
     """
     if old == new or not old or not new:
-        return
+        return True
     batches = loops["epoch_loop.batch_progress"]
     done = batches["current"]["completed"]
-    position, _ = carry_over(done, old, new)
+    position, exact = carry_over(done, old, new)
     epochs = (batches["total"]["completed"] - done) // max(1, old["epoch_batches"])
     for counts, value in (
         (batches["current"], position),
         (batches["total"], epochs * new["epoch_batches"] + position),
     ):
         counts |= dict.fromkeys(("ready", "started", "processed", "completed"), value)
+    return exact
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
@@ -82,7 +86,12 @@ def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
     """
     found = []
     for what in sorted({*saved, *current}):
-        old, new = saved.get(what, {}), current.get(what, {})
+        old, new = dict(saved.get(what, {})), dict(current.get(what, {}))
+        if what == "data" and saved.get("tokenizer") != current.get("tokenizer"):
+            # Fingerprints of tokenised data: they differ because of the tokenizer.
+            for name in ("train", "validation"):
+                old.pop(name, None)
+                new.pop(name, None)
         for detail in sorted({*old, *new}):
             if old.get(detail) != new.get(detail):
                 was, now = _shown(old.get(detail)), _shown(new.get(detail))

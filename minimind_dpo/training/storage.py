@@ -27,6 +27,9 @@ from lightning.pytorch.plugins import CheckpointIO
 log = logging.getLogger(__name__)
 
 _STEP: Final = re.compile(r"step-(\d+)\.ckpt")
+HEADER: Final = "minimind_dpo"
+"""Key under which a checkpoint says what it belongs to and where it stands."""
+
 _SET_ASIDE: Final = "superseded"
 _NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) if os.name != "nt" else (errno.ENOSPC,)
 _UNREADABLE: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
@@ -116,6 +119,26 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             "Weights alone are named with model.path"
         )
     return loaded
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What a checkpoint belongs to and where it stands, without reading its tensors.
+
+    Returns:
+        `step`, `shape`, `belongs`, `validation_due` and `start_metrics`.
+
+    Raises:
+        DamagedCheckpointError: As `read_checkpoint`.
+    """
+    verify(path)
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return dict(loaded[HEADER])
+    except Exception as error:
+        raise DamagedCheckpointError(
+            f"{path} is no checkpoint of this program ({_first_line(error)}). Resume needs a file "
+            "of a run's checkpoints folder; weights alone are named with model.path"
+        ) from error
 
 
 def verify(path: Path) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from minimind_dpo.training.resume import (
+    ResumeMismatchError,
     fit_to_shape,
     mark_complete,
     step_shape,
@@ -23,14 +24,12 @@ from minimind_dpo.training.resume import (
 )
 from minimind_dpo.training.stopping import StopRequest
 from minimind_dpo.training.storage import (
+    HEADER,
     set_aside_newer,
     step_file,
     step_files,
     sweep_temporary,
 )
-
-KEY = "minimind_dpo"
-"""Where a checkpoint keeps what it belongs to."""
 
 
 class CheckpointOptions(Protocol):
@@ -49,6 +48,7 @@ def make_checkpoints(
     *,
     belongs: dict[str, Any] | None = None,
     stop: StopRequest | None = None,
+    accept_changes: bool = False,
 ) -> list[Callback]:
     """The checkpoint callbacks of one run folder.
 
@@ -57,6 +57,7 @@ def make_checkpoints(
         folder: `<run>/checkpoints`.
         belongs: What the states belong to; kept in each of them.
         stop: Set by signal handlers.
+        accept_changes: `resume_with_changes`.
     """
     callbacks: list[Callback] = []
     if options.save_top_k:
@@ -72,7 +73,10 @@ def make_checkpoints(
             )
         )
     every = options.every_n_steps if options.save_last else None
-    return [*callbacks, ResumeCheckpoint(folder, every, belongs=belongs, stop=stop)]
+    newest = ResumeCheckpoint(
+        folder, every, belongs=belongs, stop=stop, accept_changes=accept_changes
+    )
+    return [*callbacks, newest]
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -116,6 +120,10 @@ class ResumeCheckpoint(Checkpoint):
         keep: States kept: the newest and those before it, for when it is damaged.
         belongs: What the states belong to; kept in each of them.
         stop: Set by signal handlers.
+        accept_changes: Resume where a step is spread so that no position is exact, too.
+
+    Attributes:
+        start_metrics: Validation before training, kept for the summary of a resumed run.
     """
 
     def __init__(
@@ -126,12 +134,15 @@ class ResumeCheckpoint(Checkpoint):
         keep: int = 2,
         belongs: dict[str, Any] | None = None,
         stop: StopRequest | None = None,
+        accept_changes: bool = False,
     ) -> None:
         self.folder = folder
         self.every_n_steps = every_n_steps
         self.keep = keep
         self.belongs = belongs or {}
         self.stop = stop or StopRequest()
+        self.accept_changes = accept_changes
+        self.start_metrics: dict[str, float] = {}
         self._saved_step = -1
         self._validation_due = False
         self._saving = False
@@ -203,10 +214,12 @@ class ResumeCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add what the state belongs to, and say where in its loops the run stands."""
-        checkpoint[KEY] = {
+        checkpoint[HEADER] = {
             "belongs": self.belongs,
             "shape": step_shape(trainer),
             "step": trainer.global_step,
+            "validation_due": self._saving and self._validation_due,
+            "start_metrics": self.start_metrics,
         }
         # A time limit counts for one launch: a job that ran into it has to go on when resumed.
         checkpoint["callbacks"].pop("Timer", None)
@@ -217,9 +230,16 @@ class ResumeCheckpoint(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Translate positions where a step is now spread in another way."""
-        kept = checkpoint.get(KEY)
-        if kept is not None:
-            fit_to_shape(checkpoint["loops"]["fit_loop"], kept["shape"], step_shape(trainer))
+        kept = checkpoint[HEADER]
+        self.start_metrics = dict(kept["start_metrics"])
+        exact = fit_to_shape(checkpoint["loops"]["fit_loop"], kept["shape"], step_shape(trainer))
+        if not exact and not self.accept_changes:
+            raise ResumeMismatchError(
+                f"the state after step {kept['step']} was made with {_spread(kept['shape'])}, and "
+                f"no step ends at its pair with {_spread(step_shape(trainer))}. Choose "
+                "data.batch_size, trainer.accumulate_grad_batches and trainer.devices with the "
+                "same product, or repeat part of a step with resume_with_changes=true"
+            )
 
     def save(self, trainer: L.Trainer) -> None:
         """Save this step's state, then drop the oldest; to be called on all ranks."""
@@ -253,3 +273,7 @@ def flush_curves(trainer: L.Trainer) -> None:
         logger.save()
         if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
             logger.experiment.flush()
+
+
+def _spread(shape: dict[str, int]) -> str:
+    return f"{shape['batch_size']} x {shape['accumulate']} x {shape['world_size']} pairs a step"

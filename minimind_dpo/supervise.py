@@ -1,0 +1,77 @@
+"""Run something to its end, whatever happens, and turn that into an exit code.
+
+0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal and saved. People get a sentence
+where the cause is known, a traceback where it is not; no process is left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from minimind_dpo.config import ConfigError
+from minimind_dpo.data.problems import DataError
+from minimind_dpo.models.dialects import CheckpointError
+from minimind_dpo.training.guard import NotFiniteError
+from minimind_dpo.training.ranks import RankGuard, RanksDisagreeError, global_rank
+from minimind_dpo.training.resume import ResumeMismatchError
+from minimind_dpo.training.stopping import Stopped, StopRequest
+from minimind_dpo.training.storage import CheckpointSaveError, DamagedCheckpointError
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_WRONG_INPUT = (
+    CheckpointError,
+    ConfigError,
+    DamagedCheckpointError,
+    DataError,
+    RanksDisagreeError,
+    ResumeMismatchError,
+)
+_TOLD = (CheckpointSaveError, NotFiniteError)
+
+
+def supervised(
+    run: Callable[[StopRequest, RankGuard], Any],
+    rank_timeout: float,
+    explain: Callable[[Exception], str | None] = lambda error: None,
+) -> int:
+    """Run, on any number of ranks, and say how it ended.
+
+    Args:
+        run: Gets what signals leave for it, and the watch over the other ranks.
+        rank_timeout: `guard.rank_timeout`.
+        explain: A sentence for a failure that has a known cause; None for a traceback.
+
+    Returns:
+        The exit code.
+    """
+    stop, ranks = StopRequest(), RankGuard(rank_timeout)
+    ranks.watch_parent()
+    stop.at_once = ranks.kill
+    stop.install()
+    code = FAILED
+    try:
+        run(stop, ranks)
+        code = DONE
+    except Stopped as stopped:
+        code = stopped.exit_code
+        if global_rank() == 0:
+            print(f"The run was {stopped}. Continue it with resume=auto.", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except _WRONG_INPUT as error:
+        code = WRONG_INPUT
+        ranks.report(error, f"Error: {error}")
+    except Exception as error:
+        told = str(error) if isinstance(error, _TOLD) else explain(error)
+        ranks.report(error, None if told is None else f"Error: {told}")
+    finally:
+        stop.patient = True  # a signal while we are ending must not interrupt that
+        ranks.finish(failed=code != DONE)
+        stop.restore()
+    return code

@@ -1,0 +1,252 @@
+"""Several processes as one run: they agree on what they run, fail together, leave nobody behind.
+
+Lightning starts the ranks of a machine (or torchrun or SLURM do) and kills the first one when
+another dies, so that the last words are rarely those of the rank that failed first. Here the first
+rank to fail claims a file in the run's folder and prints its cause; the others say whose fault it
+was. The process that started the others waits for them, and ends them where they do not end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
+
+log = logging.getLogger(__name__)
+
+FIRST_FAILURE: Final = ".first-failure"
+_GRACE: Final = 10.0
+_PARENT: Final = "MINIMIND_DPO_LAUNCHER"
+
+
+class RanksDisagreeError(ValueError):
+    """Ranks of one run were started with different settings."""
+
+
+def global_rank() -> int:
+    """This process's rank by what launchers tell; 0 where there is none."""
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"])
+    # srun's variables are also there for a batch script's own, single process.
+    if "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ:
+        return int(os.environ["SLURM_PROCID"])
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    # On a second machine, Lightning knows the rank only later; it is not the first in any case.
+    return local if os.environ.get("NODE_RANK", "0") == "0" else max(1, local)
+
+
+def launched_world_size() -> int | None:
+    """Processes that torchrun started; None where nobody but Lightning starts any."""
+    started = "TORCHELASTIC_RUN_ID" in os.environ
+    return int(os.environ["WORLD_SIZE"]) if started else None
+
+
+def share(value: Any, timeout: float) -> Any:
+    """Rank 0's value on all ranks that torchrun started; the value itself elsewhere."""
+    if (launched_world_size() or 1) == 1:
+        return value
+    if not torch.distributed.is_initialized():
+        cuda = torch.cuda.is_available()
+        if cuda:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
+        )
+    shared = [value]
+    torch.distributed.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
+def make_strategy(name: str, devices: Any, num_nodes: int, timeout: float) -> str | Strategy:
+    """Lightning's strategy of that name, whose ranks wait for each other for `timeout` seconds."""
+    if devices in ("auto", -1, "-1"):
+        devices = torch.cuda.device_count()
+    count = len(devices) if isinstance(devices, list) else int(devices)
+    if name == "auto" and count * num_nodes > 1:
+        name = "ddp"
+    registered = StrategyRegistry.get(name) if name in StrategyRegistry else None
+    if not isinstance(registered, DDPStrategy):
+        return name
+    options = StrategyRegistry[name]["init_params"]
+    return DDPStrategy(timeout=timedelta(seconds=timeout), **options)
+
+
+class Agreement(Callback):
+    """Ranks compare what they were started with before anything is trained.
+
+    Args:
+        settings: Dotted keys and values that have to be equal on all ranks.
+    """
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self.settings = dict(settings)
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Compare with rank 0, on all ranks alike.
+
+        Raises:
+            RanksDisagreeError: Naming the keys.
+        """
+        if trainer.world_size == 1:
+            return
+        mine = json.dumps(self.settings, sort_keys=True, default=str)
+        first = trainer.strategy.broadcast(mine)
+        if trainer.strategy.reduce_boolean_decision(mine == first, all=True):
+            return
+        other = json.loads(first)
+        here = json.loads(mine)
+        keys = [key for key in sorted({*other, *here}) if other.get(key) != here.get(key)]
+        what = "; ".join(
+            f"{key} is {here.get(key)!r}, on rank 0 {other.get(key)!r}" for key in keys
+        )
+        raise RanksDisagreeError(
+            f"rank {trainer.global_rank}: ranks of one run have different settings"
+            + (f": {what}" if keys else "")
+            + ". Give all of them the same command line, environment and files"
+        )
+
+
+class RankGuard:
+    """Watches the other processes of a run from this one.
+
+    Args:
+        timeout: `guard.rank_timeout`, for messages.
+
+    Attributes:
+        folder: The run's, once it is known; where the first failure is claimed.
+    """
+
+    def __init__(self, timeout: float = 0.0) -> None:
+        self.timeout = timeout
+        self.folder: Path | None = None
+        self._children: list[subprocess.Popen[bytes]] = []
+        self._ending = threading.Event()
+
+    def watch_parent(self) -> None:
+        """End this rank when the process that started it is gone (Lightning's launcher only)."""
+        parent = os.environ.get(_PARENT)
+        if parent is None or int(parent) == os.getpid() or int(parent) != os.getppid():
+            os.environ[_PARENT] = str(os.getpid())
+            return
+
+        def look() -> None:
+            while os.getppid() == int(parent):
+                time.sleep(0.5)
+            os._exit(1)
+
+        threading.Thread(target=look, daemon=True, name="watch-launcher").start()
+
+    def watch_children(self, trainer: L.Trainer) -> None:
+        """Look after the ranks that Lightning's launcher will start, in its place."""
+        launcher: Any = trainer.strategy.launcher
+        if launcher is None or not hasattr(launcher, "procs"):
+            return
+
+        def look() -> None:
+            while not self._ending.is_set():
+                if launcher.procs:
+                    # NOTE: Lightning's own observer watches this very list and kills this process
+                    # five seconds after a child has ended, whatever it is doing.
+                    self._children += launcher.procs
+                    launcher.procs.clear()
+                if any(child.poll() for child in self._children):
+                    self._give_up()
+                    return
+                time.sleep(0.1)
+
+        threading.Thread(target=look, daemon=True, name="watch-ranks").start()
+
+    def report(self, error: BaseException, text: str | None = None) -> None:
+        """Print the cause, if this rank is the first to fail; else whose fault it was.
+
+        Args:
+            error: What ended this rank.
+            text: What to say; the traceback where None.
+        """
+        rank = global_rank()
+        claimed = self._claim(rank)
+        lost = self._lost_children() if claimed is None else ""
+        if claimed is not None and claimed != rank:
+            print(f"Rank {rank} ends: rank {claimed} failed first, see above", file=sys.stderr)
+            return
+        if lost:
+            print(f"Error: {lost}", file=sys.stderr)
+        elif "imed out" in str(error) or "timeout" in str(error).lower():
+            print(
+                f"Error: rank {rank} waited {self.timeout:g} s for another rank "
+                "(guard.rank_timeout), which is stuck or very slow",
+                file=sys.stderr,
+            )
+        print(text or "".join(traceback.format_exception(error)), file=sys.stderr, flush=True)
+
+    def finish(self, failed: bool) -> None:
+        """Wait for the ranks that this process started, then end those that do not end."""
+        self._ending.set()
+        deadline = time.monotonic() + (3.0 if failed else _GRACE)
+        while time.monotonic() < deadline and any(c.poll() is None for c in self._children):
+            time.sleep(0.05)
+        self.kill()
+
+    def kill(self) -> None:
+        """End the ranks that this process started, at once."""
+        for child in self._children:
+            if child.poll() is None:
+                child.kill()
+
+    def _claim(self, rank: int) -> int | None:
+        """The rank that failed first, where that is known already; None if this one is it."""
+        if self.folder is None or not self.folder.is_dir():
+            return None
+        path = self.folder / FIRST_FAILURE
+        try:
+            with path.open("x") as file:
+                file.write(str(rank))
+        except FileExistsError:
+            return int(path.read_text() or "0")
+        except OSError:
+            return None
+        return None
+
+    def _lost_children(self) -> str:
+        """What became of ranks that ended without a word."""
+        for _ in range(10):
+            codes = {i: child.poll() for i, child in enumerate(self._children, start=1)}
+            lost = [(rank, -code) for rank, code in codes.items() if code is not None and code < 0]
+            if lost:
+                rank, number = lost[0]
+                name = signal.Signals(number).name
+                return f"rank {rank} disappeared: it was ended by {name}"
+            time.sleep(0.05 if self._children else 0)
+        return ""
+
+    def _give_up(self) -> None:
+        """A rank has ended: this process learns of it by itself, or is ended here."""
+        if self._ending.wait(_GRACE):
+            return
+        codes = [child.poll() for child in self._children]
+        code = next(code for code in codes if code)
+        lost = self._lost_children()
+        if lost:
+            print(f"Error: {lost}", file=sys.stderr, flush=True)
+        self.kill()
+        os._exit(code if code in (2, 130, 143) else 1)
+
+
+def forget_failure(folder: Path) -> None:
+    """Let a run that goes on fail anew."""
+    (folder / FIRST_FAILURE).unlink(missing_ok=True)
