@@ -1,0 +1,205 @@
+"""Whole runs in processes of their own, of a model and data so small that they take seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+DRIVER = Path(__file__).with_name("driver.py")
+
+
+class Driver:
+    """Talks to `driver.py`."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(DRIVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self._answer()
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+
+@dataclass
+class Process:
+    """One run; a session of its own, so that whatever it leaves behind is found."""
+
+    driver: Driver
+    pid: int
+    out: Path
+
+    def wait(self) -> int:
+        return self.driver.ask(wait=self.pid)["code"]
+
+    def text(self) -> str:
+        return self.out.read_text(errors="replace") if self.out.exists() else ""
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    def survivors(self, patience: float = 10.0) -> list[int]:
+        """Processes of its session that are still there after a while."""
+        end = time.monotonic() + patience
+        while session(self.pid) and time.monotonic() < end:
+            time.sleep(0.1)
+        return session(self.pid)
+
+
+def session(leader: int) -> list[int]:
+    """Living processes of a session."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+@dataclass
+class Cli:
+    """The command line on toy inputs in one folder."""
+
+    driver: Driver
+    folder: Path
+    number: int = 0
+
+    def start(self, *args: str, env: dict[str, str] | None = None, **more: Any) -> Process:
+        self.number += 1
+        out = self.folder / f"out-{self.number}.txt"
+        answer = self.driver.ask(
+            args=[*BASE, *args], env=env or {}, cwd=str(self.folder), out=str(out), **more
+        )
+        return Process(self.driver, answer["pid"], out)
+
+    def run(self, *args: str, **more: Any) -> tuple[int, str]:
+        process = self.start(*args, **more)
+        return process.wait(), process.text()
+
+    def weights(self, run: str) -> dict[str, torch.Tensor]:
+        """Weights and optimizer state of a run's newest checkpoint, by name."""
+        newest = sorted((self.folder / run / "checkpoints").glob("step-*.ckpt"))[-1]
+        state = torch.load(newest, weights_only=True)
+        moments = state["optimizer_states"][0]["state"]
+        return {
+            **state["state_dict"],
+            **{f"{i}.{k}": v for i, row in moments.items() for k, v in row.items()},
+        }
+
+    def curve(self, run: str) -> dict[tuple[str, str], str]:
+        """{(step, name): value} of a run's CSV, throughput apart."""
+        import csv
+
+        with (self.folder / run / "csv" / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        return {
+            (row["step"], name): value
+            for row in rows
+            for name, value in row.items()
+            if value and name != "step" and "second" not in name
+        }
+
+
+BASE = [
+    "model.path=model",
+    "data.train=train.jsonl",
+    "data.val=val.jsonl",
+    "data.max_length=100",
+    "data.chat_template=none",
+    "data.batch_size=2",
+    "data.num_workers=0",
+    "optim.lr=0.003",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.accumulate_grad_batches=2",
+    "callbacks.checkpoint.every_n_steps=1",
+    "callbacks.samples.enabled=false",
+    "callbacks.progress=none",
+    "export.hf=false",
+    "logger=csv",
+]
+
+
+def write_inputs(folder: Path) -> None:
+    """A one-layer model, its byte tokenizer, 45 training pairs and 6 for validation."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    backend = Tokenizer(
+        models.BPE(vocab={t: i for i, t in enumerate(["<pad>", "<end>", *alphabet])}, merges=[])
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = tf.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<end>"
+    )
+    torch.manual_seed(0)
+    config = tf.GPT2Config(
+        vocab_size=258,
+        n_embd=32,
+        n_layer=1,
+        n_head=2,
+        n_positions=128,
+        bos_token_id=1,
+        eos_token_id=1,
+    )
+    tf.GPT2LMHeadModel(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    draw = np.random.default_rng(0)
+    words = ["red", "blue", "sea", "sky", "tree", "stone", "rain", "fire"]
+    for name, count in (("train", 45), ("val", 6)):
+        rows = [
+            {
+                "prompt": f"{name} {i} " + " ".join(draw.choice(words, draw.integers(1, 5))),
+                "chosen": "yes " + " ".join(draw.choice(words, draw.integers(1, 9))),
+                "rejected": "no " + " ".join(draw.choice(words, draw.integers(1, 5))),
+            }
+            for i in range(count)
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{name}.jsonl").write_text(text)
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Driver]:
+    made = Driver()
+    yield made
+    assert made.process.stdin is not None
+    assert made.process.stdout is not None
+    made.process.stdin.close()
+    made.process.stdout.close()
+    made.process.wait(30)
+
+
+@pytest.fixture
+def cli(driver: Driver, tmp_path: Path) -> Cli:
+    write_inputs(tmp_path)
+    return Cli(driver, tmp_path)

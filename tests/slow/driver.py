@@ -1,0 +1,71 @@
+"""Runs the command line in forked processes, so that importing torch is paid once, not per run.
+
+Reads a JSON request a line, answers with one: {"args", "env", "cwd", "out"} -> {"pid"}, and
+{"wait": pid} -> {"code"}. Every run leads a session of its own. What runs is the console script's
+own `main`, in a process of its own that can be killed like any other.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+import traceback
+
+import tensorboard.summary  # noqa: F401 - imported here, and so once
+import torch
+import transformers.models.gpt2.modeling_gpt2  # noqa: F401
+
+import minimind_dpo.fit
+import minimind_dpo.sweep  # noqa: F401
+from minimind_dpo import train
+
+
+def start(request: dict) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    os.setsid()
+    out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.chdir(request["cwd"])
+    os.environ.update(request.get("env", {}))
+    limit = request.get("file_size_limit")
+    if limit:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    sys.argv = ["minimind-dpo", *request["args"]]
+    # Lightning starts further ranks as `python -m <the module that is running>`.
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("minimind_dpo.train")
+    code = 0
+    try:
+        train.main()
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            answer = {"code": os.waitstatus_to_exitcode(status)}
+        else:
+            answer = {"pid": start(request)}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

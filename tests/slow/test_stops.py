@@ -1,0 +1,106 @@
+"""A signal to any process of a run ends all of it within seconds, saved, with the right code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from typing import Any
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.slow
+
+LONG = ["trainer.max_epochs=4", "trainer.val_check_interval=0.5"]
+# Both sides of a pair of a two-rank run hold what one rank's micro-batches held.
+TWO = [*LONG, "trainer.devices=2", "trainer.accumulate_grad_batches=1"]
+
+
+def wait_for_state(cli: Any, run: str, more_than: int, process: Any) -> None:
+    """Until a run has saved some states."""
+    end = time.monotonic() + 120
+    folder = cli.folder / run / "checkpoints"
+    while time.monotonic() < end:
+        names = [path.name for path in folder.glob("step-*.ckpt")]
+        if any(int(name[5:13]) > more_than for name in names):
+            return
+        time.sleep(0.01)
+    raise AssertionError(process.text())
+
+
+def children(pid: int) -> list[int]:
+    with open(f"/proc/{pid}/task/{pid}/children") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def send(process: Any, target: str, number: int) -> None:
+    if target == "main":
+        os.kill(process.pid, number)
+    elif target == "group":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(children(process.pid)[0], number)
+
+
+def stop_and_go_on(cli: Any, args: list[str], run: str, target: str, number: int) -> float:
+    """Stop a run once, resume it to its end; seconds that stopping took."""
+    process = cli.start(*args, f"run_dir={run}", "resume=auto")
+    wait_for_state(cli, run, 2, process)
+    sent = time.monotonic()
+    send(process, target, number)
+    code = process.wait()
+    took = time.monotonic() - sent
+    assert code == (130 if number == signal.SIGINT else 143), process.text()
+    assert took < 10
+    assert process.survivors() == []
+    assert "Traceback" not in process.text(), process.text()
+    code, text = cli.run(*args, f"run_dir={run}", "resume=auto")
+    assert code == 0, text
+    return took
+
+
+def assert_same_end(cli: Any, run: str, whole: str) -> None:
+    got, expected = cli.weights(run), cli.weights(whole)
+    assert [name for name in expected if not torch.equal(got[name], expected[name])] == []
+    assert cli.curve(run) == cli.curve(whole)
+
+
+def test_one_rank_stops_saved_and_goes_on_bitwise(cli: Any) -> None:
+    code, text = cli.run(*LONG, "run_dir=whole")
+    assert code == 0, text
+    for target in ("main", "group"):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            run = f"{target}-{number.name}"
+            took = stop_and_go_on(cli, LONG, run, target, number)
+            print(f"{run}: stopped in {took:.2f} s")
+            assert_same_end(cli, run, "whole")
+
+
+def test_two_ranks_stop_saved_and_go_on_bitwise(cli: Any) -> None:
+    code, text = cli.run(*TWO, "run_dir=whole")
+    assert code == 0, text
+    for target in ("main", "group", "child"):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            run = f"{target}-{number.name}"
+            took = stop_and_go_on(cli, TWO, run, target, number)
+            print(f"{run}: stopped in {took:.2f} s")
+            assert_same_end(cli, run, "whole")
+
+
+def test_a_signal_before_training_ends_at_once(cli: Any) -> None:
+    process = cli.start(*LONG, "run_dir=early")
+    time.sleep(0.3)
+    process.kill(signal.SIGTERM)
+    assert process.wait() in (143, -signal.SIGTERM)
+    assert process.survivors() == []
+
+
+def test_a_time_limit_saves_and_a_resumed_run_goes_on(cli: Any) -> None:
+    args = ["trainer.max_epochs=300", "run_dir=timed"]
+    code, text = cli.run(*args, "trainer.max_time={seconds:2}")
+    assert code == 0, text
+    first = cli.weights("timed")
+    code, text = cli.run(*args, "trainer.max_time={seconds:2}", "resume=auto")
+    assert code == 0, text
+    assert any(not torch.equal(first[n], w) for n, w in cli.weights("timed").items())
