@@ -90,6 +90,8 @@ def fit(
     L.seed_everything(config.seed, workers=False, verbose=False)
     if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
         keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.model.matmul_precision)
     run = decide_run(config)
     tokenizer = build_tokenizer(config)

@@ -6,6 +6,8 @@ import torch
 
 from minimind_dpo.schema import Config
 
+_CPU_WORDS = ("can't allocate memory", "not enough memory")
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what caused it, is a failed allocation on a GPU or in main memory."""
@@ -13,7 +15,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(seen, RuntimeError) and "not enough memory" in str(seen):
+        if isinstance(seen, RuntimeError) and any(words in str(seen) for words in _CPU_WORDS):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

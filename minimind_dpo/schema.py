@@ -240,6 +240,7 @@ class Config:
     resume: str | None
     resume_with_changes: bool
     log_level: str
+    threads: int | None
     export: ExportConfig
     sweep: SweepConfig
     model: ModelConfig

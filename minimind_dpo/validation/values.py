@@ -63,6 +63,7 @@ _POSITIVE: Final = Range(0, open_low=True)
 _RANGES: Final[dict[str, Range]] = {
     "seed": Range(0, 2**32 - 1),
     "sweep.jobs": _COUNT,
+    "threads": _COUNT,
     "model.dropout": SHARE,
     "model.lora.r": _NOT_NEGATIVE,
     "model.lora.alpha": _POSITIVE,

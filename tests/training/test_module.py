@@ -1,0 +1,159 @@
+"""DPOModule: every pair of a step weighs the same, step 0 is ln 2, bad steps are refused."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
+
+from minimind_dpo.objective.losses import LossOptions
+from minimind_dpo.training.guard import NotFiniteError, StepGuard
+from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.reference import OnlineReference
+
+LN2 = math.log(2)
+
+
+def make_module(dtype: torch.dtype = torch.float32, **options: Any) -> DPOModule:
+    return DPOModule(
+        tiny_model(0, dtype),
+        options.pop("reference", tiny_model(0, dtype)),
+        optimizer=OptimizerOptions(lr=options.pop("lr", 1e-3), fused=False),
+        schedule=ScheduleOptions("constant"),
+        **options,
+    )
+
+
+def weights(module: DPOModule) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in module.policy.named_parameters()}
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate"), [(1, 8), (2, 4), (4, 2)], ids=lambda value: str(value)
+)
+@pytest.mark.parametrize("loss", ["sigmoid", "ipo", "sft", "simpo"])
+def test_accumulation_changes_nothing(batch_size: int, accumulate: int, loss: str) -> None:
+    """21 pairs, 8 a step: two whole steps and a cut one of 5, unevenly spread."""
+
+    def train(batch_size: int, accumulate: int) -> tuple[dict[str, Tensor], dict[int, Any]]:
+        reference = None if loss in ("sft", "simpo") else tiny_model(0, torch.float64)
+        options = LossOptions(type=(loss,))
+        module = make_module(torch.float64, loss=options, reference=reference)
+        trainer = quiet_trainer(accumulate_grad_batches=accumulate, precision="64-true")
+        trainer.fit(module, loader(made_up_pairs(21), batch_size, accumulate))
+        return weights(module), trainer.logger.steps  # type: ignore[union-attr]
+
+    expected, expected_curve = train(8, 1)
+    got, curve = train(batch_size, accumulate)
+    assert curve.keys() == expected_curve.keys() == {1, 2, 3}
+    for step, metrics in expected_curve.items():
+        for name, value in metrics.items():
+            assert curve[step][name] == pytest.approx(value, rel=1e-9, abs=1e-12), (step, name)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(got[name], tensor, atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("layout", ["prefix_shared", "packed", "padded"])
+@pytest.mark.parametrize(("precision", "gate"), [("32-true", 1e-6), ("bf16-mixed", 1e-3)])
+def test_step_0_loss_is_ln_2(layout: str, precision: str, gate: float) -> None:
+    module = DPOModule(tiny_model(layout=layout), tiny_model(layout=layout))
+    trainer = quiet_trainer(max_steps=1, precision=precision)
+    trainer.fit(module, loader(made_up_pairs(8), 8, layout=layout))
+    first = trainer.logger.steps[1]  # type: ignore[union-attr]
+    assert first["train/loss"] == pytest.approx(LN2, abs=gate)
+    assert first["train/rewards/accuracies"] == 0.5
+    assert first["train/rewards/ties"] == 1.0
+
+
+def test_the_reference_is_not_part_of_the_module() -> None:
+    module = make_module()
+    assert isinstance(module.reference, OnlineReference)
+    assert all(name.startswith("policy.") for name in module.state_dict())
+    module.train()
+    assert not module.reference.model.training
+    assert not any(p.requires_grad for p in module.reference.model.parameters())
+
+
+def test_pair_weights_scale_each_pairs_loss() -> None:
+    from dataclasses import replace
+
+    pairs = [replace(pair, weight=2.0) for pair in made_up_pairs(4)]
+    plain, doubled = (quiet_trainer(max_steps=1, gradient_clip_val=None) for _ in range(2))
+    plain.fit(make_module(), loader(made_up_pairs(4), 4))
+    doubled.fit(make_module(), loader(pairs, 4))
+    first, second = plain.logger.steps[1], doubled.logger.steps[1]  # type: ignore[union-attr]
+    assert second["train/loss"] == pytest.approx(2 * LN2, rel=1e-6)
+    assert second["train/grad_norm"] == pytest.approx(2 * first["train/grad_norm"], rel=1e-5)
+
+
+def test_validation_is_an_exact_mean_over_pairs() -> None:
+    """7 pairs in batches of 3, 3 and 1: a mean of batch means would weigh the last one thrice."""
+    pairs = made_up_pairs(7)
+    module = make_module(reference=tiny_model(1))
+    together, apart = quiet_trainer(), quiet_trainer()
+    together.validate(module, loader(pairs, 7), verbose=False)
+    expected = dict(module.last_val_metrics)
+    apart.validate(module, loader(pairs, 3), verbose=False)
+    for name, value in expected.items():
+        assert module.last_val_metrics[name] == pytest.approx(value, rel=1e-5), name
+
+
+class Poisoned(DPOModule):
+    """Loses its mind at some steps."""
+
+    bad_steps: frozenset[int] = frozenset()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if batch_idx in self.bad_steps:
+            rows, losses = self.guard._window.pop()
+            self.guard.watch(rows, losses * torch.where(rows == 5, math.nan, 1.0))
+            return loss * math.nan
+        return loss
+
+
+def poisoned(bad_steps: set[int], max_bad_steps: int = 3) -> Poisoned:
+    module = Poisoned(
+        tiny_model(),
+        tiny_model(),
+        optimizer=OptimizerOptions(lr=1e-3, fused=False),
+        guard=StepGuard(max_bad_steps, lambda row: f"made_up.jsonl:{row + 1}"),
+    )
+    module.bad_steps = frozenset(bad_steps)
+    return module
+
+
+def test_a_step_that_is_not_finite_is_not_taken_and_its_pair_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    module = poisoned({1})
+    before: dict[str, Tensor] = {}
+    trainer = quiet_trainer(max_steps=1)
+    trainer.fit(module, loader(made_up_pairs(8), 4))
+    before = weights(module)
+    with caplog.at_level(logging.WARNING, logger="minimind_dpo"):
+        trainer.fit_loop.max_epochs = 1
+        trainer = quiet_trainer()
+        module.bad_steps = frozenset({0, 1})
+        trainer.fit(module, loader(made_up_pairs(8), 4))
+    for name, tensor in before.items():
+        assert torch.equal(module.state_dict()[f"policy.{name}"], tensor), name
+    assert "made_up.jsonl:6" in caplog.text
+    assert trainer.logger.steps[2]["train/guard/bad_steps"] == 2.0  # type: ignore[union-attr]
+
+
+def test_too_many_bad_steps_in_a_row_stop_the_run() -> None:
+    with pytest.raises(NotFiniteError, match="3 optimizer steps in a row"):
+        quiet_trainer().fit(poisoned({0, 1, 2, 3}), loader(made_up_pairs(20), 4))
+
+
+def test_bad_steps_apart_from_each_other_do_not_stop_the_run() -> None:
+    module = poisoned({0, 1, 3, 4})
+    quiet_trainer().fit(module, loader(made_up_pairs(24), 4))
+    assert (module.guard.total, module.guard.in_a_row) == (4, 0)
