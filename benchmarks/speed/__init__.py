@@ -1,0 +1,1 @@
+"""Parts of `throughput.py`: the workload, the ways to train on it, the clock and the report."""

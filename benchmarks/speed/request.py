@@ -1,0 +1,122 @@
+"""What is asked of one measuring process, and what it answers; both travel as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class Skipped(Exception):  # noqa: N818 - not an error: the way cannot run here, and says why
+    """A way that cannot run here; its message is the reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One way of training, measured once.
+
+    Attributes:
+        way: Name in `ways.WAYS`.
+        model: Native file or Hugging Face folder.
+        tokenizer: Folder; only TRL's trainer asks for one, the pairs are tokens already.
+        store: Folder of the token store.
+        warmup: Rows of the store for the first step, which is not timed; its loss and gradient
+            norm are reported, since there policy and reference are still the same.
+        rows: Rows of the timed steps, in order; a row may come more than once.
+        round: Which repetition this is.
+        batch_size: Pairs per optimizer step.
+        max_length: Longest prompt and completion; the notebook pads to it.
+        batch_tokens: Most tokens of a forward pass of the reference ahead of training.
+        device: `cpu` or `cuda`.
+        precision: `float32`, or `bfloat16` under autocast; weights are float32 in both.
+        threads: CPU threads of torch.
+        allocator: Keep freed memory (`minimind_dpo.allocator`).
+        lr: Learning rate of AdamW.
+        beta: DPO's beta.
+        seed: Seed of torch.
+        matmul_size: Edge of the square matrices that the device's own rate is taken with.
+        trl_micro_batch: Pairs of a forward pass of TRL; 0 for the whole batch.
+        profile: File for the ten most expensive operations of one more step; empty for none.
+    """
+
+    way: str
+    model: str
+    tokenizer: str
+    store: str
+    warmup: list[int]
+    rows: list[int]
+    round: int = 0
+    batch_size: int = 8
+    max_length: int = 1024
+    batch_tokens: int = 16384
+    device: str = "cpu"
+    precision: str = "float32"
+    threads: int = 1
+    allocator: bool = True
+    lr: float = 1e-6
+    beta: float = 0.1
+    seed: int = 0
+    matmul_size: int = 1536
+    trl_micro_batch: int = 0
+    profile: str = ""
+
+    @property
+    def batches(self) -> list[list[int]]:
+        """Rows of each timed step."""
+        starts = range(0, len(self.rows), self.batch_size)
+        return [self.rows[start : start + self.batch_size] for start in starts]
+
+
+@dataclass(slots=True)
+class Result:
+    """What one measuring process found.
+
+    Attributes:
+        way: As asked.
+        round: As asked.
+        skipped: Why the way could not run; empty if it did.
+        pairs: Pairs of the timed steps.
+        cpu_seconds: CPU time of this process, all threads, in the timed parts.
+        wall_seconds: Time on the wall in the timed parts.
+        pass_share: Share of the time (of the CPU on a CPU) that the reference pass ahead took.
+        matmul_rates: FLOP/s of a plain matrix product, before and after each timed part.
+        useful_flops: Arithmetic that DPO needs on these pairs.
+        executed_flops: Arithmetic that this way did, its own repetitions included.
+        real_tokens: Tokens of prompt + chosen and of prompt + rejected.
+        tokens_run: Tokens that one forward pass of the policy ran, padding included.
+        peak_bytes: Most memory: resident of the process, or allocated on the GPU.
+        idle_bytes: The same before a model is loaded: this project's libraries.
+        first_loss: Loss of the first step.
+        first_grad_norm: Norm of its gradient before clipping.
+        load_average: Of the last minute, at the end; 0 where the system has none.
+    """
+
+    way: str
+    round: int
+    skipped: str = ""
+    pairs: int = 0
+    cpu_seconds: float = 0.0
+    wall_seconds: float = 0.0
+    pass_share: float = 0.0
+    matmul_rates: list[float] = field(default_factory=list)
+    useful_flops: float = 0.0
+    executed_flops: float = 0.0
+    real_tokens: int = 0
+    tokens_run: int = 0
+    peak_bytes: int = 0
+    idle_bytes: int = 0
+    first_loss: float = 0.0
+    first_grad_norm: float = 0.0
+    load_average: float = 0.0
+
+
+def write(path: Path, value: Request | Result) -> None:
+    """Write a request or a result."""
+    path.write_text(json.dumps(asdict(value)), encoding="utf-8")
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Its fields."""
+    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return fields

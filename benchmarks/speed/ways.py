@@ -1,0 +1,197 @@
+"""The ways to train, each from a request to timed steps; all on the same pairs, in the same order.
+
+notebook     the original notebook's: both models on the rectangle of max_length, all logits
+dynamic      rectangles as wide as their longest row, logits of scored tokens, reference online
+packed       no padding, reference online
+shared       every prompt once for both answers, reference online
+cold         the same with the reference's log-probs computed ahead; that pass is timed too
+warm         the same without the pass, as in later epochs and later runs
+warm-trainer warm, through Lightning's loop as a user runs it
+trl          TRL's DPOTrainer, reference online
+trl-cold     the same with its log-probs computed ahead, the pass timed too
+trl-warm     the same without the pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from minimind_dpo.batch import PreferenceBatch, TokenizedPair
+from minimind_dpo.data.cache import ReferenceCache, TokenStore
+from minimind_dpo.data.collate import Collator
+from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.load import load_model
+from minimind_dpo.objective.logps import sequence_logps
+from minimind_dpo.objective.losses import pair_losses
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.training.optim import OptimizerOptions, make_optimizer
+from minimind_dpo.training.reference import (
+    OnlineReference,
+    PrecomputedReference,
+    ReferenceScorer,
+    score_pairs,
+    token_batches,
+    weights_fingerprint,
+)
+from speed.clock import Clock
+from speed.request import Request
+from speed.workload import open_store
+
+CLIP = 1.0
+"""Bound on the gradient's norm: MiniMind's, TRL's and this project's default."""
+
+
+class FirstStep(NamedTuple):
+    """What every way must agree on, at a step where policy and reference are the same.
+
+    Attributes:
+        loss: ln 2 where policy and reference are computed alike.
+        grad_norm: Before clipping.
+    """
+
+    loss: float
+    grad_norm: float
+
+
+class Run(NamedTuple):
+    """A way that has been run.
+
+    Attributes:
+        first: Its first step.
+        policy: The trained model.
+        once_more: Trains one more step, for the profiler; None where the loop is not ours.
+    """
+
+    first: FirstStep
+    policy: PreTrainedModel
+    once_more: Callable[[], object] | None = None
+
+
+class Step(NamedTuple):
+    """Tensors, so that a GPU need not wait for them."""
+
+    loss: Tensor
+    grad_norm: Tensor
+
+
+def load(request: Request) -> PreTrainedModel:
+    """The model in float32 on the device."""
+    model = load_model(request.model, False).model
+    torch.nn.Module.to(model, request.device)
+    return model
+
+
+def autocast(request: Request) -> AbstractContextManager[object]:
+    """The precision that forward passes run in."""
+    enabled = request.precision == "bfloat16"
+    return torch.autocast(request.device, torch.bfloat16, enabled=enabled)
+
+
+def plain_loop(
+    request: Request,
+    clock: Clock,
+    store: TokenStore,
+    policy: PreTrainedModel,
+    step: Callable[[Sequence[TokenizedPair]], Step],
+) -> Run:
+    """One step that is not timed, then the timed ones; reading and laying out pairs included."""
+    policy.train()
+    first = step([store[row] for row in request.warmup])
+    found = FirstStep(float(first.loss), float(first.grad_norm))
+    with clock.timing("steps"):
+        for rows in request.batches:
+            step([store[row] for row in rows])
+    return Run(found, policy, lambda: step([store[row] for row in request.batches[0]]))
+
+
+class Ours:
+    """This project's step, as `DPOModule` computes it between logged points.
+
+    Args:
+        request: What to run.
+        layout: A layout of `Collator`.
+        reference: The frozen model, online or ahead.
+    """
+
+    def __init__(self, request: Request, layout: str, reference: ReferenceScorer) -> None:
+        self.request = request
+        self.collate = Collator(layout, max_length=request.max_length)
+        self.policy = load(request)
+        use_planned_attention(self.policy, layout != "padded")
+        self.reference = reference
+        self.loss = LossOptions(beta=request.beta)
+        self.optimizer = make_optimizer(self.policy, OptimizerOptions(lr=request.lr))
+
+    def __call__(self, pairs: Sequence[TokenizedPair]) -> Step:
+        batch = self._move(self.collate(pairs))
+        with autocast(self.request):
+            policy = sequence_logps(self.policy, batch)
+            output = pair_losses(
+                policy, self.reference.score(batch), self.loss, margins=batch.margins
+            )
+            loss = output.losses.mean()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), CLIP)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return Step(loss.detach(), norm)
+
+    def _move(self, batch: PreferenceBatch) -> PreferenceBatch:
+        if self.request.device == "cpu":
+            return batch
+        return batch.pin_memory().to(self.request.device, non_blocking=True)
+
+
+def online(request: Request, clock: Clock, layout: str) -> Run:
+    """Reference beside the policy."""
+    reference = load(request)
+    use_planned_attention(reference, layout != "padded")
+    step = Ours(request, layout, OnlineReference(reference))
+    return plain_loop(request, clock, open_store(request.store), step.policy, step)
+
+
+def ahead(request: Request, clock: Clock, timed: bool) -> Run:
+    """Reference log-probs computed ahead and read from the cache; the pass is `timed` or not.
+
+    Cold, every row is computed, whatever is known of it already; warm, only what is missing.
+    Hashing the weights for the cache's key is a cost of a run, not of a pair, and not timed.
+    """
+    store = open_store(request.store)
+    step = Ours(request, "prefix_shared", PrecomputedReference(progress=False))
+    key = weights_fingerprint(step.policy)
+    key += "" if request.precision == "float32" else "-bf16-mixed"
+    key += f"-cold-{request.round}" if timed else ""
+    cache = ReferenceCache(store, key)
+    if timed:
+        _score(request, step, store, cache, request.warmup)
+        with clock.timing("pass"):
+            _score(request, step, store, cache, request.rows)
+            cache.flush()
+    else:
+        rows = dict.fromkeys([*request.warmup, *request.rows])
+        _score(request, step, store, cache, cache.missing(list(rows)).tolist())
+    cache.close()
+    return plain_loop(request, clock, store.with_reference(cache), step.policy, step)
+
+
+def _score(
+    request: Request, step: Ours, store: TokenStore, cache: ReferenceCache, rows: list[int]
+) -> None:
+    positions = torch.tensor(rows, dtype=torch.int64).numpy()
+    step.policy.eval()
+    tokens = step.collate.tokens(store.lengths[positions])
+    for part in token_batches(positions, tokens, request.batch_tokens):
+        logps = score_pairs(
+            step.policy,
+            [store[int(row)] for row in part],
+            step.collate,
+            device=torch.device(request.device),
+            precision_context=lambda: autocast(request),
+        )
+        cache.write(part, logps)

@@ -1,0 +1,106 @@
+"""One way, once, in a process of its own: `python -m speed.worker REQUEST.json RESULT.json`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from minimind_dpo.allocator import keep_freed_memory
+from speed.arithmetic import Dimensions, executed_flops, layout_passes, useful_flops
+from speed.clock import Clock, load_average, peak_memory, synchronize
+from speed.notebook import notebook
+from speed.peer_trl import trl
+from speed.request import Request, Result, Skipped, read, write
+from speed.through_trainer import through_trainer
+from speed.ways import Run, ahead, online
+from speed.workload import open_store
+
+WAYS: dict[str, Callable[[Request, Clock], Run]] = {
+    "notebook": notebook,
+    "dynamic": lambda request, clock: online(request, clock, "padded"),
+    "packed": lambda request, clock: online(request, clock, "packed"),
+    "shared": lambda request, clock: online(request, clock, "prefix_shared"),
+    "cold": lambda request, clock: ahead(request, clock, timed=True),
+    "warm": lambda request, clock: ahead(request, clock, timed=False),
+    "warm-trainer": through_trainer,
+    "trl": lambda request, clock: trl(request, clock, "online"),
+    "trl-cold": lambda request, clock: trl(request, clock, "cold"),
+    "trl-warm": lambda request, clock: trl(request, clock, "warm"),
+}
+WARM = ("warm", "warm-trainer", "trl-warm")
+"""Ways whose work leaves the reference out."""
+
+
+def measure(request: Request) -> Result:
+    """Run one way and say what it took."""
+    torch.set_num_threads(request.threads)
+    if request.allocator:
+        keep_freed_memory()
+    torch.manual_seed(request.seed)
+    clock = Clock(request.device, getattr(torch, request.precision), request.matmul_size)
+    result = Result(request.way, request.round, idle_bytes=peak_memory(request.device))
+    try:
+        run = WAYS[request.way](request, clock)
+    except Skipped as reason:
+        result.skipped = str(reason)
+        return result
+    cost = clock.cost
+    result.pairs = len(request.rows)
+    result.cpu_seconds, result.wall_seconds = sum(clock.cpu.values()), sum(clock.wall.values())
+    result.pass_share = cost.get("pass", 0.0) / max(sum(cost.values()), 1e-9)
+    result.matmul_rates = clock.rates
+    result.first_loss, result.first_grad_norm = run.first
+    result.peak_bytes, result.load_average = peak_memory(request.device), load_average()
+    _count(request, run, result)
+    if request.profile and run.once_more is not None:
+        Path(request.profile).write_text(_profiled(request, run.once_more), encoding="utf-8")
+    return result
+
+
+def _count(request: Request, run: Run, result: Result) -> None:
+    """Fill in tokens and arithmetic."""
+    lengths = np.array(open_store(request.store).lengths)[request.rows]
+    dims = Dimensions.of(run.policy)
+    layout, batch = request.way, request.batch_size
+    if request.way.startswith("trl"):
+        layout, batch = "dynamic", request.trl_micro_batch or batch
+    elif request.way in ("cold", "warm", "warm-trainer"):
+        layout = "shared"
+    passes = layout_passes(layout, lengths, batch, request.max_length)
+    reference = request.way not in WARM
+    result.real_tokens = int((2 * lengths[:, 0] + lengths[:, 1] + lengths[:, 2]).sum())
+    result.tokens_run = passes.tokens
+    result.useful_flops = useful_flops(dims, lengths, reference)
+    result.executed_flops = executed_flops(
+        dims, passes, passes if reference else None, head_again=request.way != "notebook"
+    )
+
+
+def _profiled(request: Request, step: Callable[[], object]) -> str:
+    """The ten operations that one more step spends most of its own time in."""
+    activities = [ProfilerActivity.CPU]
+    key = "self_cpu_time_total"
+    if request.device == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+        key = "self_device_time_total"
+    with profile(activities=activities) as profiler:
+        step()
+        synchronize(request.device)
+    return str(profiler.key_averages().table(sort_by=key, row_limit=10))
+
+
+def main() -> None:
+    """Measure what the first file asks and write the second."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    asked, answered = map(Path, sys.argv[1:3])
+    write(answered, measure(Request(**read(asked))))
+
+
+if __name__ == "__main__":
+    main()

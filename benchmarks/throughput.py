@@ -1,0 +1,249 @@
+"""How fast DPO trains, side by side: `python benchmarks/throughput.py`.
+
+The same model, pairs, precision and seed go through every way of training (`speed/ways.py`). Each
+run has a process of its own, so that its peak memory is its own; ways alternate within a round, and
+each round takes the next pairs of a shuffled order. Per run: one step that is not timed, whose loss
+and gradient norm must be the same for every way, then the timed steps. A table, `results.json` and
+`throughput.png` are written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from speed.plot import draw
+from speed.report import (
+    describe,
+    disagreements,
+    ratio_table,
+    skipped,
+    speed_table,
+    summarise,
+)
+from speed.request import Request, Result, read, write
+from speed.workload import SHAPES, Workload, prepare
+
+DEFAULT_WAYS = "notebook,dynamic,packed,shared,cold,warm,trl,trl-cold,trl-warm"
+WAYS = (*DEFAULT_WAYS.split(","), "warm-trainer")
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line; exits with 2 where it makes no sense."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    add = parser.add_argument
+    add("--model", default="minimind3-512x8", help=f"{', '.join(SHAPES)}; a native file; a folder")
+    add("--tokenizer", help="folder; the one beside the model, or the demo's")
+    add("--data", nargs="+", default=[], metavar="FILE", help="preference files; the demo's")
+    add("--ways", default=DEFAULT_WAYS, help=f"of {', '.join(WAYS)}")
+    add("--through-trainer", action="store_true", help="warm-trainer as well")
+    add("--rounds", type=int, default=3, help="repetitions, each on the next pairs")
+    add("--pairs", type=int, default=24, help="timed pairs of a round; data repeats if it is short")
+    add("--warmup-pairs", type=int, help="pairs of the first step, not timed; --batch-size")
+    add("--batch-size", type=int, default=8, help="pairs per optimizer step")
+    add("--max-length", type=int, default=1024, help="most tokens of prompt and completion")
+    add("--precision", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
+    add("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    add("--threads", type=int, default=1, help="CPU threads")
+    add("--no-allocator", action="store_true", help="let glibc give freed memory back, in all ways")
+    add("--trl-path", help="folder that trl is installed in, if it is not in this environment")
+    add("--trl-micro-batch", type=int, default=0, help="pairs of a forward pass of trl")
+    add("--profile", action="store_true", help="also write the ten most expensive operations")
+    add("--seed", type=int, default=0, help="of weights and order")
+    add("--out", type=Path, help="folder; outputs/benchmarks/<date>")
+    given = parser.parse_args(arguments)
+    given.ways = [way for way in given.ways.split(",") if way]
+    if given.through_trainer and "warm-trainer" not in given.ways:
+        given.ways.append("warm-trainer")
+    if problems := _problems(given):
+        parser.error("; ".join(problems))
+    if given.device == "auto":
+        given.device = "cuda" if torch.cuda.is_available() else "cpu"
+    given.precision = given.precision or ("bfloat16" if given.device == "cuda" else "float32")
+    if given.warmup_pairs is None:
+        given.warmup_pairs = given.batch_size
+    return given
+
+
+def _problems(given: argparse.Namespace) -> list[str]:
+    found = [
+        f"--{name.replace('_', '-')} is {getattr(given, name)}, but must be at least 1"
+        for name in ("rounds", "pairs", "batch_size", "threads", "warmup_pairs")
+        if (getattr(given, name) or 0) < 1 and getattr(given, name) is not None
+    ]
+    unknown = [way for way in given.ways if way not in WAYS]
+    if unknown or not given.ways:
+        found.append(f"--ways: {', '.join(unknown) or 'none'}; there are {', '.join(WAYS)}")
+    micro = given.trl_micro_batch
+    if micro < 0 or (micro and given.batch_size % micro):
+        found.append(f"--trl-micro-batch {micro} must divide --batch-size {given.batch_size}")
+    elif micro and (given.warmup_pairs or given.batch_size) < given.batch_size // micro:
+        found.append(
+            f"--warmup-pairs {given.warmup_pairs} are too few for one in each forward pass of "
+            f"--trl-micro-batch {micro}"
+        )
+    if given.device == "cuda" and not torch.cuda.is_available():
+        found.append("--device cuda: torch sees no GPU; use --device cpu")
+    return found
+
+
+def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[Request]:
+    """Every run, in order: round by round, each way once."""
+    found = []
+    for number in range(given.rounds):
+        start = number * (given.warmup_pairs + given.pairs)
+        for way in given.ways:
+            wanted = given.profile and number == given.rounds - 1
+            found.append(
+                Request(
+                    way=way,
+                    model=workload.model,
+                    tokenizer=workload.tokenizer,
+                    store=workload.store,
+                    warmup=workload.take(start, given.warmup_pairs),
+                    rows=workload.take(start + given.warmup_pairs, given.pairs),
+                    round=number,
+                    batch_size=given.batch_size,
+                    max_length=given.max_length,
+                    device=given.device,
+                    precision=given.precision,
+                    threads=given.threads,
+                    allocator=not given.no_allocator,
+                    seed=given.seed,
+                    matmul_size=1536 if given.device == "cpu" else 8192,
+                    trl_micro_batch=given.trl_micro_batch,
+                    profile=str(out / f"profile-{way}.txt") if wanted else "",
+                )
+            )
+    return found
+
+
+def run(request: Request, folder: Path, trl_path: str | None) -> Result:
+    """Measure in a process of its own.
+
+    Raises:
+        RuntimeError: It failed; with the end of what it wrote.
+    """
+    asked, answered = folder / "request.json", folder / "result.json"
+    write(asked, request)
+    answered.unlink(missing_ok=True)
+    paths = [str(Path(__file__).resolve().parent), os.environ.get("PYTHONPATH", "")]
+    if trl_path and request.way.startswith("trl"):
+        # Last, so that what both hold is this environment's.
+        paths.append(str(Path(trl_path).resolve()))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "OMP_NUM_THREADS": str(request.threads),
+        "MKL_NUM_THREADS": str(request.threads),
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_DISABLE": "1",
+    }
+    command = [sys.executable, "-m", "speed.worker", str(asked), str(answered)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode or not answered.exists():
+        told = (done.stderr or done.stdout)[-3000:]
+        raise RuntimeError(f"{request.way}, round {request.round}: exit {done.returncode}\n{told}")
+    return Result(**read(answered))
+
+
+def environment(given: argparse.Namespace) -> dict[str, Any]:
+    """What the numbers depend on besides this project."""
+    device = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text(encoding="utf-8").splitlines()
+        names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+        device = names[0] if names else device
+    if given.device == "cuda":
+        device = torch.cuda.get_device_name()
+    return {
+        "device": device,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; 1 if the ways do not agree on the first step."""
+    given = parse(arguments)
+    console = Console()
+    console.width = max(console.width, 150)
+    stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    out = given.out or Path("outputs") / "benchmarks" / stamp
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        workload = prepare(
+            given.model,
+            given.tokenizer,
+            given.data,
+            max_length=given.max_length,
+            seed=given.seed,
+            folder=folder,
+        )
+        todo = requests(given, workload, out)
+        timed = [row for r in todo if r.way == given.ways[0] for row in r.rows]
+        line = describe(todo[0], workload.lengths[timed].tolist())
+        console.print(line)
+        results = []
+        for request in todo:
+            results.append(run(request, folder, given.trl_path))
+            console.print(_progress(results[-1]))
+    return _report(console, given, line, results, out)
+
+
+def _progress(result: Result) -> str:
+    what = f"round {result.round}  {result.way:12}"
+    if result.skipped:
+        return f"{what}  skipped"
+    return (
+        f"{what}  {result.cpu_seconds / result.pairs:8.3f} CPU-s/pair"
+        f"  {result.wall_seconds / result.pairs:8.3f} s/pair  load {result.load_average:.1f}"
+    )
+
+
+def _report(
+    console: Console, given: argparse.Namespace, line: str, results: list[Result], out: Path
+) -> int:
+    summaries = summarise(results, given.device)
+    wrong = disagreements(results, given.precision)
+    settings = {key: str(value) for key, value in vars(given).items()}
+    written = {
+        "settings": settings,
+        "environment": environment(given),
+        "workload": line,
+        "summary": [asdict(row) for row in summaries],
+        "disagreements": wrong,
+        "skipped": skipped(results),
+        "runs": [asdict(result) for result in results],
+    }
+    (out / "results.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
+    if summaries:
+        title = f"{Path(given.model).name}, {given.precision}, {environment(given)['device']}"
+        draw(summaries, given.device, title, out / "throughput.png")
+        console.print(speed_table(summaries, given.device))
+        console.print(ratio_table(results, given.device))
+    for message in (*skipped(results), *wrong):
+        console.print(message, style="red" if message in wrong else "yellow", markup=False)
+    console.print(f"written to {out}")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
