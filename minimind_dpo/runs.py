@@ -49,12 +49,12 @@ class Run:
     def to_text(self) -> str:
         """For another process."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint.absolute())
-        return json.dumps([str(self.folder.absolute()), checkpoint, self.fixed])
+        return json.dumps([os.getpid(), str(self.folder.absolute()), checkpoint, self.fixed])
 
     @classmethod
     def from_text(cls, text: str) -> Run:
         """What `to_text` wrote."""
-        folder, checkpoint, fixed = json.loads(text)
+        _, folder, checkpoint, fixed = json.loads(text)
         return cls(Path(folder), None if checkpoint is None else Path(checkpoint), fixed)
 
 
@@ -65,9 +65,9 @@ def decide_run(config: Config) -> Run:
         ConfigError: The folder holds a run already, or there is nothing to resume.
         DamagedCheckpointError: States are there, and none is whole.
     """
-    inherited = os.environ.get(RUN_VARIABLE)
-    if inherited:
-        return Run.from_text(inherited)
+    inherited = _inherited()
+    if inherited is not None:
+        return inherited
     folder, fixed = _folder(config)
     if config.resume not in (None, "auto"):
         assert config.resume is not None
@@ -84,6 +84,14 @@ def decide_run(config: Config) -> Run:
         fix = "Continue it with resume=auto, or name another folder."
         raise ConfigError([Problem("run_dir", why, fix, str(folder))])
     return Run(folder, None, fixed)
+
+
+def _inherited() -> Run | None:
+    """What the process decided that started this one as a further rank."""
+    text = os.environ.get(RUN_VARIABLE)
+    further = os.environ.get("LOCAL_RANK", "0") != "0"
+    # The parent's number tells a further rank from a run of its own in an old environment.
+    return Run.from_text(text) if text and further and json.loads(text)[0] == os.getppid() else None
 
 
 def _folder(config: Config) -> tuple[Path, bool]:
@@ -132,7 +140,7 @@ def _is_requeued() -> bool:
 
 def make_folder(run: Run, first: bool = True) -> Run:
     """Make the folder on the first rank; two runs that start in one second get two folders."""
-    if first and not run.fixed and run.checkpoint is None and RUN_VARIABLE not in os.environ:
+    if first and not run.fixed and run.checkpoint is None:
         run = Run(_new_folder(run.folder), None, True)
     elif first:
         run.folder.mkdir(parents=True, exist_ok=True)

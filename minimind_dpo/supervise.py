@@ -17,7 +17,7 @@ from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.training.guard import NotFiniteError
 from minimind_dpo.training.ranks import RankGuard, RanksDisagreeError, global_rank
 from minimind_dpo.training.resume import ResumeMismatchError
-from minimind_dpo.training.stopping import Stopped, StopRequest
+from minimind_dpo.training.stopping import Stopped, StopRequest, requeue
 from minimind_dpo.training.storage import CheckpointSaveError, DamagedCheckpointError
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,9 @@ def supervised(
     except Stopped as stopped:
         code = stopped.exit_code
         if global_rank() == 0:
-            print(f"The run was {stopped}. Continue it with resume=auto.", file=sys.stderr)
+            where = "" if ranks.folder is None else f" run_dir={ranks.folder}"
+            print(f"The run was {stopped}. Continue it: resume=auto{where}", file=sys.stderr)
+            requeue(stopped.signum)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except _WRONG_INPUT as error:

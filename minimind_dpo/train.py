@@ -1,10 +1,12 @@
 """Train: `python -m minimind_dpo.train [key=value ...]`.
 
-Without arguments the embedded demo runs. Exit codes: 0 done, 1 failed, 2 wrong input.
+Without arguments the embedded demo runs. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped
+by Ctrl-C and 143 by SIGTERM or SIGUSR1, with the state saved.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -45,7 +47,7 @@ def _checked_config(arguments: Sequence[str]) -> Config:
         config = compose(arguments)
         from minimind_dpo.validation import validate
 
-        validate(config)
+        validate(config, world_size=_launched_world_size())
     except ConfigError as error:
         print(f"Error: {error}", file=sys.stderr)
     except (HydraException, OmegaConfBaseException) as error:
@@ -53,6 +55,16 @@ def _checked_config(arguments: Sequence[str]) -> Config:
     else:
         return config
     sys.exit(WRONG_INPUT)
+
+
+def _launched_world_size() -> int | None:
+    """Processes that torchrun or SLURM started; None where Lightning starts them itself."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    # As Lightning tells a job's tasks from a shell that was opened inside a job.
+    batch = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    tasks = os.environ.get("SLURM_NTASKS")
+    return int(tasks) if tasks and batch else None
 
 
 def _through_hydra(arguments: Sequence[str]) -> None:

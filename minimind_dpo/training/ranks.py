@@ -140,7 +140,8 @@ class RankGuard:
     def watch_parent(self) -> None:
         """End this rank when the process that started it is gone (Lightning's launcher only)."""
         parent = os.environ.get(_PARENT)
-        if parent is None or int(parent) == os.getpid() or int(parent) != os.getppid():
+        further = os.environ.get("LOCAL_RANK", "0") != "0"
+        if parent is None or not further or int(parent) != os.getppid():
             os.environ[_PARENT] = str(os.getpid())
             return
 

@@ -10,14 +10,18 @@ SIGINT (Ctrl-C)    exit 130; a second one ends at once
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
 import lightning as L
+
+log = logging.getLogger(__name__)
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -93,3 +97,24 @@ class StopRequest:
         self.signum = self.signum or signum
         if first and not self.patient:
             raise Stopped(signum)
+
+
+def requeue(signum: int) -> None:
+    """Under SLURM, queue this job again where SIGUSR1 said that its time is nearly over.
+
+    A job that was cancelled (SIGTERM) stays so, and one that is preempted is requeued by SLURM.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or signum != getattr(signal, "SIGUSR1", None):
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{array}_{task}" if array and task else job
+    try:
+        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+    except OSError as error:
+        log.warning(f"SLURM job {name} could not be queued again: {error}")
+        return
+    if done.returncode:
+        log.warning(f"SLURM job {name} could not be queued again: {done.stderr.strip()}")
+    else:
+        log.info(f"SLURM job {name} is queued again and will go on from here")
