@@ -1,0 +1,76 @@
+"""Every MiniMind generation: ln 2 at step 0, and the same numbers in every layout."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from test_layouts import assert_same_gradients, gradients, make_pairs, plain_logps
+from training_support import loader, made_up_pairs, quiet_trainer
+from transformers import PreTrainedModel
+
+from minimind_dpo.data.collate import Collator
+from minimind_dpo.models import load_model
+from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.objective.logps import sequence_logps
+from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.self_check import check_layout
+
+DIALECTS = (
+    "v_learn",
+    "v_learn_half",
+    "v1",
+    "v1_moe",
+    "v2a",
+    "v2a_moe",
+    "v2",
+    "v2_moe",
+    "v3",
+    "v3_half",
+    "v3_moe_top1",
+    "v3_moe_top2",
+    "v3_moe_fused",
+    "hf_llama",
+    "hf_qwen3",
+    "hf_qwen3_moe",
+)
+LAYOUTS = ("prefix_shared", "packed", "padded")
+
+
+def load(shared: Path, dialect: str) -> PreTrainedModel:
+    folder = shared / "golden" / "models" / dialect
+    golden = json.loads((folder / "golden.json").read_text())
+    if dialect.startswith("hf_"):
+        return load_model(folder, False).model
+    config = golden["config"] | {"generation": golden["generation"]}
+    return load_model(next(folder.glob("*.pth")), False, config).model
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize(("precision", "gate"), [("32-true", 1e-6), ("bf16-mixed", 1e-3)])
+def test_step_0_loss_is_ln_2_for_every_dialect(
+    shared: Path, dialect: str, precision: str, gate: float
+) -> None:
+    policy, reference = load(shared, dialect), load(shared, dialect)
+    for model in (policy, reference):
+        use_planned_attention(model, True)
+    trainer = quiet_trainer(max_steps=1, precision=precision)
+    trainer.fit(DPOModule(policy, reference), loader(made_up_pairs(8), 8))
+    loss = trainer.logger.steps[1]["train/loss"]  # type: ignore[union-attr]
+    assert loss == pytest.approx(math.log(2), abs=gate)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_every_layout_gives_the_gradients_of_plain_forwards(shared: Path, dialect: str) -> None:
+    model = load(shared, dialect).train()
+    expected = plain_logps(model, make_pairs())
+    expected_gradients = gradients(model, expected)
+    for layout in LAYOUTS:
+        use_planned_attention(model, layout != "padded")
+        check_layout(model, layout)
+        got = sequence_logps(model, Collator(layout, max_length=48)(make_pairs()))
+        torch.testing.assert_close(got.token_logps, expected, atol=2e-5, rtol=1e-5)
+        assert_same_gradients(gradients(model, got.token_logps), expected_gradients, 1e-4)
