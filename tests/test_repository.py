@@ -1,0 +1,256 @@
+"""The repository itself: what READMEs, Makefile, constraints and metadata say is true."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from itertools import product
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import minimind_dpo
+from minimind_dpo.config import CONF_DIR, compose
+from minimind_dpo.data.pairs import parse_record
+from minimind_dpo.objective.losses import LOSSES
+from minimind_dpo.schema import schema_keys
+from minimind_dpo.validation import Machine, validate
+
+ROOT = Path(__file__).resolve().parents[1]
+READMES = ("README.md", "README_zh.md")
+TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".sh", ""}
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code_blocks(name: str) -> list[tuple[str, str]]:
+    """Language and content of each fenced block."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", read(name), flags=re.M | re.S)
+
+
+def code_spans(text: str) -> list[str]:
+    return re.findall(r"`([^`\n]+)`", text)
+
+
+def table_rows(name: str, first_cell: str) -> dict[str, list[str]]:
+    """Rows of the table whose heading begins with a cell, by their own first code span."""
+    table = read(name).split(f"| {first_cell} |")[1].split("\n\n")[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
+    return {code_spans(row[0])[0]: row[1:] for row in cells}
+
+
+def tracked() -> list[Path]:
+    """Files that belong to the project: what git lists, else all but what is never committed."""
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+    skipped = {".venv", "outputs", "build", "dist", "__pycache__"}
+    return [p for p in ROOT.rglob("*") if p.is_file() and not skipped & set(p.parts)]
+
+
+@pytest.mark.parametrize(("name", "heading"), [("README.md", "File"), ("README_zh.md", "文件")])
+def test_the_file_map_has_one_line_for_each_module(name: str, heading: str) -> None:
+    section = read(name).split("`data`", 1)[1]  # past the table of outputs, which begins alike
+    lines = re.findall(r"^\| `([^`]+)` \| \S.* \|$", section, flags=re.M)
+    mapped = [line for line in lines if line.startswith("minimind_dpo/") and line.endswith(".py")]
+    modules = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("minimind_dpo/**/*.py")}
+    assert sorted(mapped) == sorted(modules)
+
+
+def test_both_languages_have_the_same_structure() -> None:
+    english, chinese = (read(name) for name in READMES)
+    for pattern in (r"^#+ ", r"^\|", r"^- ", r"^\*\*", r"^!\[", r"^<!--.*-->$"):
+        counts = [len(re.findall(pattern, text, flags=re.M)) for text in (english, chinese)]
+        assert counts[0] == counts[1], pattern
+    without_comments = [
+        [(kind, re.sub(r"#.*", "", code)) for kind, code in code_blocks(name) if kind != "text"]
+        for name in READMES
+    ]
+    assert without_comments[0] == without_comments[1]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_tables_name_the_same_code_in_both_languages(name: str) -> None:
+    """Keys, file names and losses are not translated."""
+    rows = [line for line in read(name).splitlines() if line.startswith("|")]
+    english = [line for line in read("README.md").splitlines() if line.startswith("|")]
+    assert [code_spans(row) for row in rows] == [code_spans(row) for row in english]
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_the_table_of_losses_is_the_registry(name: str) -> None:
+    assert list(table_rows(name, "`loss.type`")) == list(LOSSES)
+    heading = {"README.md": "Key", "README_zh.md": "键"}[name]
+    said = table_rows(name, heading)
+    understood = set().union(*(loss.uses for loss in LOSSES.values()))
+    assert set(said) == understood
+    for key, (_, losses) in said.items():
+        named = set(code_spans(losses))
+        expected = {loss for loss in LOSSES if key in LOSSES[loss].uses}
+        all_but = losses.startswith(("all but", "除"))
+        assert (set(LOSSES) - named if all_but else named) == expected, key
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_examples_of_data_are_read_as_what_they_show(name: str) -> None:
+    examples = [json.loads(code) for kind, code in code_blocks(name) if kind == "json"]
+    formats = [parse_record(example, "README:1")[1] for example in examples]
+    assert formats == ["minimind", "prompt_turns", "prompt_text", "sharegpt"]
+
+
+def commands(name: str) -> list[list[str]]:
+    """Arguments of each training command, continued lines joined."""
+    found = []
+    for _, code in code_blocks(name):
+        for line in code.replace("\\\n", " ").splitlines():
+            match = re.search(r"-m minimind_dpo\.train(.*)", line)
+            if match:
+                found.append(shlex.split(match.group(1), comments=True))
+    return found
+
+
+def expanded(arguments: list[str]) -> list[list[str]]:
+    """The jobs of a multirun: commas outside brackets are a grid."""
+    choices = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        values = [value] if value.startswith("[") else value.split(",")
+        choices.append([f"{key}{equals}{one}" for one in values])
+    return [list(job) for job in product(*choices)]
+
+
+@pytest.mark.parametrize("arguments", commands("README.md"), ids=" ".join)
+def test_commands_of_the_readme_are_valid(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("full_sft_512.pth", "full_sft_768.pth", "dpo.jsonl", "a.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
+    (tmp_path / "outputs" / "train" / "RUN").mkdir(parents=True)
+    flags = {"-m", "--help", "--cfg", "job"}
+    overrides = [argument for argument in arguments if argument not in flags]
+    if not any(override.startswith("model.path=") for override in overrides):
+        overrides.append("experiment=demo")
+    for job in expanded(overrides) if "-m" in arguments else [overrides]:
+        validate(compose(job), machine=Machine(cuda=8, mps=False))
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_keys_named_in_a_readme_exist(name: str) -> None:
+    keys = set(schema_keys())
+    groups = {key.split(".")[0] for key in keys}
+    free = ("model.config.", "logger.options.")
+    named = [span.split("=")[0] for span in code_spans(read(name))]
+    dotted = [key for key in named if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key)]
+    ours = [key for key in dotted if key.split(".")[0] in groups and not key.endswith(".py")]
+    assert len(ours) > 50
+    assert [key for key in ours if key not in keys and not key.startswith(free)] == []
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_choices_of_groups_named_in_a_readme_are_files(name: str) -> None:
+    text = read(name)
+    for group in ("experiment", "logger"):
+        files = {path.stem for path in (CONF_DIR / group).glob("*.yaml")}
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{group}` |"))
+        assert {span.removeprefix(f"{group}=") for span in code_spans(row)[1:]} == files
+
+
+@pytest.mark.parametrize("name", [*READMES, ".ci/run", ".github/workflows/check.yml"])
+def test_make_targets_that_are_named_exist(name: str) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.M))
+    text = read(name)
+    named = re.findall(r"(?:`|^|run: )make ([a-z-]+)", text, flags=re.M)
+    assert named
+    assert set(named) <= targets
+
+
+def test_help_lists_every_target() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.M))
+    described = set(re.findall(r"^([a-z-]+):.*## \S", read("Makefile"), flags=re.M))
+    assert targets == described
+
+
+def pyproject() -> dict[str, dict]:
+    return tomllib.loads(read("pyproject.toml"))
+
+
+def test_constraints_pin_what_the_package_and_its_tests_need() -> None:
+    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+    pinned = {}
+    for line in lines:
+        requirement = Requirement(line)
+        (pin,) = requirement.specifier
+        assert pin.operator == "==", line
+        pinned[canonicalize_name(requirement.name)] = pin.version
+    project = pyproject()["project"]
+    needed = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
+    for text in needed:
+        requirement = Requirement(text)
+        version = pinned[canonicalize_name(requirement.name)]
+        assert requirement.specifier.contains(version), text
+    assert pinned["torch"] == "2.13.0"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = pyproject()["project"]["version"]
+    assert version == minimind_dpo.__version__
+    assert f"## {version}" in read("CHANGELOG.md")
+
+
+def test_nothing_names_this_machine_or_a_package_registry() -> None:
+    own = Path(__file__).relative_to(ROOT)
+    paths = re.compile(r"(?<![\w.$~}])/(?:work|home|root|Users|tmp|opt)/\w")
+    hosts = re.compile(
+        r"pypi\.|pythonhosted|anaconda|index-url|mirrors?\.\w+\.(?:com|cn|edu)", re.I
+    )
+    found = []
+    for path in tracked():
+        if (
+            path.suffix not in TEXT
+            or path.relative_to(ROOT) == own
+            or path.stat().st_size > 1 << 20
+        ):
+            continue
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for pattern in (paths, hosts):
+            found += [f"{path.relative_to(ROOT)}: {m.group()}" for m in pattern.finditer(text)]
+    assert found == []
+
+
+def test_public_names_come_when_asked_for_and_not_before() -> None:
+    code = "import sys, minimind_dpo; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    for name in minimind_dpo.__all__:
+        assert getattr(minimind_dpo, name) is not None
+        assert name in dir(minimind_dpo)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        minimind_dpo.nothing  # noqa: B018
+
+
+def test_python_examples_of_the_readme_run(tmp_path: Path) -> None:
+    objective, whole = (code for kind, code in code_blocks("README.md") if kind == "python")
+    promised = re.search(r"print\(losses\)  # (.*)", objective)
+    assert promised
+    short = whole.replace("max_steps=20", "max_steps=2, limit_val_batches=2")
+    assert short != whole
+    done = subprocess.run(
+        [sys.executable, "-c", f"{objective}\n{short}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert promised.group(1) in done.stdout
+    assert (tmp_path / "aligned" / "config.json").is_file()
