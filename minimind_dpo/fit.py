@@ -180,9 +180,18 @@ def _log_hyperparameters(config: Config, trainer: L.Trainer, before: dict[str, f
     metrics = {f"val/{n}": before[n] for n in ("loss", "rewards/accuracies") if n in before}
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(flat(config), metrics)
+            logger.log_hyperparams(_hyperparameters(config), metrics)
         else:
-            logger.log_hyperparams(flat(config))
+            logger.log_hyperparams(_hyperparameters(config))
+
+
+def _hyperparameters(config: Config) -> dict[str, Any]:
+    """What runs are told apart by; `config.yaml` has the rest."""
+    groups = ("loss.", "optim.", "schedule.", "reference.", "model.", "data.", "seed")
+    trainer = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches")
+    kept = (*groups, *(f"trainer.{name}" for name in (*trainer, "gradient_clip_val")))
+    values = flat(config)
+    return {key: values[key] for prefix in kept for key in values if key.startswith(prefix)}
 
 
 def _load_best(trainer: L.Trainer, module: DPOModule) -> None:
@@ -306,4 +315,5 @@ def _quiet(level: str) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")

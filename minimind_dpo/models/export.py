@@ -120,6 +120,8 @@ def save_hf(
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
         _use_default_mode(temporary, 0o777)
+        for path in temporary.rglob("*"):
+            _use_default_mode(path, 0o777 if path.is_dir() else 0o666)
         _sync_files(temporary)
         _replace_folder(temporary, folder)
     finally:
