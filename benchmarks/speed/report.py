@@ -120,9 +120,7 @@ def disagreements(results: Sequence[Result], precision: str) -> list[str]:
             if not abs(run.first_loss - math.log(2)) <= loss_bound:
                 found.append(f"{where}: first loss {run.first_loss:.6f}, not ln 2 = 0.693147")
             if not abs(run.first_grad_norm - norm) <= norm_bound * norm:
-                found.append(
-                    f"{where}: first gradient norm {run.first_grad_norm:.6g}, not {norm:.6g}"
-                )
+                found.append(f"{where}: first grad norm {run.first_grad_norm:.6g}, not {norm:.6g}")
     return found
 
 
