@@ -105,20 +105,19 @@ class Agreement(Callback):
         if trainer.world_size == 1:
             return
         mine = json.dumps(self.settings, sort_keys=True, default=str)
-        first = trainer.strategy.broadcast(mine)
-        if trainer.strategy.reduce_boolean_decision(mine == first, all=True):
-            return
-        other = json.loads(first)
-        here = json.loads(mine)
-        keys = [key for key in sorted({*other, *here}) if other.get(key) != here.get(key)]
-        what = "; ".join(
-            f"{key} is {here.get(key)!r}, on rank 0 {other.get(key)!r}" for key in keys
-        )
-        raise RanksDisagreeError(
-            f"rank {trainer.global_rank}: ranks of one run have different settings"
-            + (f": {what}" if keys else "")
-            + ". Give all of them the same command line, environment and files"
-        )
+        texts = [trainer.strategy.broadcast(mine, src=rank) for rank in range(trainer.world_size)]
+        first, *rest = (json.loads(text) for text in texts)
+        found = [
+            f"{key} is {other.get(key)!r} on rank {rank}, {first.get(key)!r} on rank 0"
+            for rank, other in enumerate(rest, start=1)
+            for key in sorted({*first, *other})
+            if first.get(key) != other.get(key)
+        ]
+        if found:
+            raise RanksDisagreeError(
+                f"ranks of one run have different settings: {'; '.join(found)}. Give all of them "
+                "the same command line, environment and files"
+            )
 
 
 class RankGuard:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,6 +73,12 @@ class Process:
         return session(self.pid)
 
 
+def free_port() -> int:
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]
+
+
 def session(leader: int) -> list[int]:
     """Living processes of a session."""
     found = []
@@ -105,6 +112,29 @@ class Cli:
     def run(self, *args: str, **more: Any) -> tuple[int, str]:
         process = self.start(*args, **more)
         return process.wait(), process.text()
+
+    def ranks(
+        self, count: int, *args: str, extra: dict[int, dict[str, Any]] | None = None
+    ) -> list[Process]:
+        """Ranks as torchrun starts them; `extra` has arguments of `start` for single ones."""
+        port, started = free_port(), []
+        for rank in range(count):
+            own = dict((extra or {}).get(rank, {}))
+            environment = {
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "GROUP_RANK": 0,
+                "WORLD_SIZE": count,
+                "LOCAL_WORLD_SIZE": count,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+                "TORCHELASTIC_RUN_ID": "none",
+                "TORCHELASTIC_ERROR_FILE": "",
+            }
+            env = {name: str(value) for name, value in environment.items()}
+            more = own.pop("args", [])
+            started.append(self.start(*args, *more, env=env, **own))
+        return started
 
     def weights(self, run: str) -> dict[str, torch.Tensor]:
         """Weights and optimizer state of a run's newest checkpoint, by name."""

@@ -38,6 +38,8 @@ def start(request: dict) -> int:
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    if request.get("raise_at"):
+        break_at(request["raise_at"])
     sys.argv = ["minimind-dpo", *request["args"]]
     # Lightning starts further ranks as `python -m <the module that is running>`.
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("minimind_dpo.train")
@@ -52,6 +54,20 @@ def start(request: dict) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def break_at(step: int) -> None:
+    """Let this process fail in its training."""
+    from minimind_dpo.training.module import DPOModule
+
+    before = DPOModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if self.trainer.global_step == step:
+            raise ArithmeticError("the cause to be told")
+        return before(self, batch, batch_idx)
+
+    DPOModule.training_step = training_step
 
 
 def main() -> None:

@@ -192,12 +192,15 @@ class ResumeCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """A validation is not worth waiting for: the state before it is saved.
+        """A validation is not worth waiting for where the state before it is saved.
+
+        It is not if the validation interrupts the micro-batches of a step; that step is finished.
 
         Raises:
             Stopped: On all ranks.
         """
-        if trainer.state.fn == "fit" and self.stop.agreed(trainer):
+        saved = self._saved_step == trainer.global_step
+        if trainer.state.fn == "fit" and saved and self.stop.agreed(trainer):
             raise self.stop.stopped(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
