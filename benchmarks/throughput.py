@@ -36,8 +36,10 @@ from speed.report import (
 from speed.request import Request, Result, read, write
 from speed.workload import SHAPES, Workload, prepare
 
-DEFAULT_WAYS = "notebook,dynamic,packed,shared,cold,warm,trl,trl-cold,trl-warm"
-WAYS = (*DEFAULT_WAYS.split(","), "warm-trainer")
+DEFAULT_WAYS = (
+    "notebook,dynamic,packed,shared,cold,warm,trl-cold,trl-warm,trl-split-cold,trl-split-warm"
+)
+WAYS = (*DEFAULT_WAYS.split(","), "trl", "trl-split", "warm-trainer")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,7 +61,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="CPU threads")
     add("--no-allocator", action="store_true", help="let glibc give freed memory back, in all ways")
     add("--trl-path", help="folder that trl is installed in, if it is not in this environment")
-    add("--trl-micro-batch", type=int, default=0, help="pairs of a forward pass of trl")
+    add("--trl-micro-batch", type=int, default=1, help="pairs of a forward pass of trl-split")
     add("--profile", action="store_true", help="also write the ten most expensive operations")
     add("--seed", type=int, default=0, help="of weights and order")
     add("--out", type=Path, help="folder; outputs/benchmarks/<date>")
@@ -86,17 +88,26 @@ def _problems(given: argparse.Namespace) -> list[str]:
     unknown = [way for way in given.ways if way not in WAYS]
     if unknown or not given.ways:
         found.append(f"--ways: {', '.join(unknown) or 'none'}; there are {', '.join(WAYS)}")
-    micro = given.trl_micro_batch
-    if micro < 0 or (micro and given.batch_size % micro):
-        found.append(f"--trl-micro-batch {micro} must divide --batch-size {given.batch_size}")
-    elif micro and (given.warmup_pairs or given.batch_size) < given.batch_size // micro:
-        found.append(
-            f"--warmup-pairs {given.warmup_pairs} are too few for one in each forward pass of "
-            f"--trl-micro-batch {micro}"
-        )
+    found += _split_problems(given)
     if given.device == "cuda" and not torch.cuda.is_available():
         found.append("--device cuda: torch sees no GPU; use --device cpu")
     return found
+
+
+def _split_problems(given: argparse.Namespace) -> list[str]:
+    """Steps that cannot be cut into passes of as many pairs each."""
+    if not any("split" in way for way in given.ways):
+        return []
+    micro, batch = given.trl_micro_batch, given.batch_size
+    if micro < 1 or batch % micro:
+        return [f"--trl-micro-batch {micro} must divide --batch-size {batch}"]
+    passes, warmup = batch // micro, given.warmup_pairs or batch
+    found = []
+    if given.pairs % batch:
+        found.append(f"--pairs {given.pairs} must be a multiple of --batch-size {batch}")
+    if warmup % passes and passes % warmup:
+        found.append(f"--warmup-pairs {warmup} must divide the {passes} passes of a step")
+    return [f"{problem} for the trl-split ways" for problem in found]
 
 
 def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[Request]:

@@ -26,7 +26,7 @@ from speed.arithmetic import (  # noqa: E402
     useful_flops,
 )
 from speed.clock import Clock, matmul_rate, peak_memory  # noqa: E402
-from speed.peer_trl import _micro_batches  # noqa: E402
+from speed.peer_trl import micro_batches  # noqa: E402
 from speed.report import disagreements, ratios, summarise  # noqa: E402
 from speed.request import Request, Result  # noqa: E402
 from speed.worker import WAYS, measure  # noqa: E402
@@ -193,7 +193,7 @@ def test_a_missing_trl_is_skipped_with_what_to_do(
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("way", ["trl", "trl-cold", "trl-warm"])
+@pytest.mark.parametrize("way", ["trl", "trl-cold", "trl-warm", "trl-split-warm"])
 def test_trl_starts_from_the_same_loss_and_gradient(
     workload: Workload, measured: dict[str, Result], way: str
 ) -> None:
@@ -201,11 +201,13 @@ def test_trl_starts_from_the_same_loss_and_gradient(
     assert disagreements([result, measured["shared"], measured["packed"]], "float32") == []
 
 
-def test_trls_micro_batches_keep_the_steps_of_the_others() -> None:
+def test_split_steps_of_trl_hold_the_pairs_of_the_others() -> None:
     request = Request("trl", "", "", "", [1, 2], [3, 4, 5, 6], batch_size=2)
-    assert _micro_batches(request) == [[0, 1], [2, 3], [4, 5]]
-    halves = dataclasses.replace(request, trl_micro_batch=1)
-    assert _micro_batches(halves) == [[0], [1], [2], [3], [4], [5]]
+    assert micro_batches(request, 2) == [[0, 1], [2, 3], [4, 5]]
+    assert micro_batches(request, 1) == [[0], [1], [2], [3], [4], [5]]
+    # A first step of fewer pairs than passes goes round: the mean over pairs stays.
+    fewer = dataclasses.replace(request, rows=[3, 4, 5, 6], batch_size=4)
+    assert micro_batches(fewer, 1) == [[0], [1], [0], [1], [2], [3], [4], [5]]
 
 
 def test_ratios_compare_runs_of_one_round() -> None:
@@ -255,6 +257,8 @@ def test_one_command_writes_table_json_and_plot(
         (["--ways", "quick"], "--ways: quick; there are notebook, "),
         (["--pairs", "0"], "--pairs is 0, but must be at least 1"),
         (["--trl-micro-batch", "3"], "--trl-micro-batch 3 must divide --batch-size 8"),
+        (["--pairs", "12"], "--pairs 12 must be a multiple of --batch-size 8"),
+        (["--warmup-pairs", "3"], "--warmup-pairs 3 must divide the 8 passes of a step"),
     ],
 )
 def test_a_senseless_command_line_is_refused(

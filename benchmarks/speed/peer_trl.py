@@ -4,6 +4,9 @@ No gradient checkpointing (on by default), its fused head, fused AdamW, rectangl
 longest row, no metric logged but at the first step. `padding_free` is not available in this
 release. The trainer's own loop is timed, from the end of its first step to the end of its last.
 Its tokenising is replaced by the pairs as they are, so that both train on the same tokens.
+
+`split`: a step's pairs go through in several forward passes and their gradients are accumulated,
+the same step with less padding: what suits a CPU best.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 import tempfile
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from speed.clock import Clock
@@ -24,8 +26,9 @@ MISSING = (
 )
 
 
-def trl(request: Request, clock: Clock, reference: str) -> Run:
+def trl(request: Request, clock: Clock, reference: str, split: bool = False) -> Run:
     """Run it, the reference `online`, or computed ahead `cold` or `warm`."""
+    micro = request.trl_micro_batch if split else request.batch_size
     try:
         import datasets
         from transformers import AutoTokenizer, TrainerCallback
@@ -66,7 +69,7 @@ def trl(request: Request, clock: Clock, reference: str) -> Run:
         def get_train_dataloader(self) -> Any:
             loader = DataLoader(
                 self.train_dataset,
-                batch_sampler=_micro_batches(request),
+                batch_sampler=micro_batches(request, micro),
                 collate_fn=self.data_collator,
                 pin_memory=request.device == "cuda",
             )
@@ -82,7 +85,7 @@ def trl(request: Request, clock: Clock, reference: str) -> Run:
         trainer = Trainer(
             model=load(request),
             ref_model=load(request) if reference == "online" else None,
-            args=DPOConfig(**_options(request, folder, reference != "online")),
+            args=DPOConfig(**_options(request, folder, reference != "online", micro)),
             train_dataset=datasets.Dataset.from_dict(_columns(request)),
             processing_class=AutoTokenizer.from_pretrained(request.tokenizer),
             callbacks=[Timed()],
@@ -93,8 +96,7 @@ def trl(request: Request, clock: Clock, reference: str) -> Run:
     return Run(FirstStep(trainer.first_loss, float(norm)), trainer.model)
 
 
-def _options(request: Request, folder: str, ahead: bool) -> dict[str, Any]:
-    micro = request.trl_micro_batch or request.batch_size
+def _options(request: Request, folder: str, ahead: bool, micro: int) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "per_device_train_batch_size": micro,
@@ -127,13 +129,21 @@ def _columns(request: Request) -> dict[str, list[list[int]]]:
     return {name: [getattr(pair, name).tolist() for pair in pairs] for name in names}
 
 
-def _micro_batches(request: Request) -> list[list[int]]:
-    """Positions in the data of each forward pass: the first step's, then the timed ones'."""
-    parts = request.batch_size // (request.trl_micro_batch or request.batch_size)
+def micro_batches(request: Request, micro: int) -> list[list[int]]:
+    """Positions in the data of each forward pass: the first step's, then the timed ones'.
+
+    The first step may have fewer pairs than a step has passes; its pairs then go round, one a
+    pass, which gives the same mean.
+    """
+    parts = request.batch_size // micro
     batches: list[list[int]] = []
     start = 0
     for rows in [request.warmup, *request.batches]:
-        positions = torch.arange(start, start + len(rows))
-        batches += [part.tolist() for part in positions.tensor_split(parts)]
+        positions = list(range(start, start + len(rows)))
         start += len(rows)
+        if len(rows) < parts:
+            batches += [[positions[i % len(rows)]] for i in range(parts)]
+        else:
+            size = len(rows) // parts
+            batches += [positions[i * size : (i + 1) * size] for i in range(parts)]
     return batches

@@ -36,7 +36,7 @@ class Request:
         beta: DPO's beta.
         seed: Seed of torch.
         matmul_size: Edge of the square matrices that the device's own rate is taken with.
-        trl_micro_batch: Pairs of a forward pass of TRL; 0 for the whole batch.
+        trl_micro_batch: Pairs of a forward pass of the `trl-split` ways.
         profile: File for the ten most expensive operations of one more step; empty for none.
     """
 
@@ -58,7 +58,7 @@ class Request:
     beta: float = 0.1
     seed: int = 0
     matmul_size: int = 1536
-    trl_micro_batch: int = 0
+    trl_micro_batch: int = 1
     profile: str = ""
 
     @property

@@ -32,8 +32,11 @@ WAYS: dict[str, Callable[[Request, Clock], Run]] = {
     "trl": lambda request, clock: trl(request, clock, "online"),
     "trl-cold": lambda request, clock: trl(request, clock, "cold"),
     "trl-warm": lambda request, clock: trl(request, clock, "warm"),
+    "trl-split": lambda request, clock: trl(request, clock, "online", split=True),
+    "trl-split-cold": lambda request, clock: trl(request, clock, "cold", split=True),
+    "trl-split-warm": lambda request, clock: trl(request, clock, "warm", split=True),
 }
-WARM = ("warm", "warm-trainer", "trl-warm")
+WARM = ("warm", "warm-trainer", "trl-warm", "trl-split-warm")
 """Ways whose work leaves the reference out."""
 
 
@@ -69,7 +72,8 @@ def _count(request: Request, run: Run, result: Result) -> None:
     dims = Dimensions.of(run.policy)
     layout, batch = request.way, request.batch_size
     if request.way.startswith("trl"):
-        layout, batch = "dynamic", request.trl_micro_batch or batch
+        layout = "dynamic"
+        batch = request.trl_micro_batch if "split" in request.way else batch
     elif request.way in ("cold", "warm", "warm-trainer"):
         layout = "shared"
     passes = layout_passes(layout, lengths, batch, request.max_length)
