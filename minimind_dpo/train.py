@@ -20,7 +20,7 @@ from minimind_dpo.config import (
 )
 from minimind_dpo.schema import Config
 
-WRONG_INPUT = 2
+FAILED, WRONG_INPUT = 1, 2
 
 
 def main() -> None:
@@ -80,8 +80,13 @@ def _through_hydra(arguments: Sequence[str]) -> None:
 
         return run_job(cfg)
 
+    from minimind_dpo.sweep import SweepEnd, register_launcher
+
+    register_launcher()
     sys.argv[1:] = apply_default_experiment(arguments)
     task()
+    if SweepEnd.failed:
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":
