@@ -43,12 +43,12 @@ clean:  ## remove the environment, caches and builds; outputs/ stays
 
 # Made again whenever what is to be installed has changed.
 $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	@echo "Installing minimind_dpo into $(VENV); the first time this takes some minutes."
+	@echo "Installing minimind_dpo into $(VENV); the first time this takes minutes (torch is large)."
 	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml constraints.txt
-	@echo "Installing minimind_dpo and its development tools into $(VENV); the first time this takes some minutes."
+	@echo "Installing minimind_dpo and its development tools into $(VENV); the first time this takes minutes (torch is large)."
 	$(PIP) -e '.[dev]'
 	@touch $(VENV)/.installed $@
 
