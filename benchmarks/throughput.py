@@ -33,7 +33,7 @@ from speed.report import (
     speed_table,
     summarise,
 )
-from speed.request import Request, Result, read, write
+from speed.request import WARM_OF, Request, Result, read_results, write
 from speed.workload import SHAPES, Workload, prepare
 
 DEFAULT_WAYS = (
@@ -116,6 +116,8 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
     for number in range(given.rounds):
         start = number * (given.warmup_pairs + given.pairs)
         for way in given.ways:
+            if any(WARM_OF[cold] == way for cold in WARM_OF if cold in given.ways):
+                continue
             wanted = given.profile and number == given.rounds - 1
             found.append(
                 Request(
@@ -141,8 +143,8 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
     return found
 
 
-def run(request: Request, folder: Path, trl_path: str | None) -> Result:
-    """Measure in a process of its own.
+def run(request: Request, folder: Path, trl_path: str | None) -> list[Result]:
+    """Measure in a process of its own; a cold way gives its warm one too.
 
     Raises:
         RuntimeError: It failed; with the end of what it wrote.
@@ -168,7 +170,7 @@ def run(request: Request, folder: Path, trl_path: str | None) -> Result:
     if done.returncode or not answered.exists():
         told = (done.stderr or done.stdout)[-3000:]
         raise RuntimeError(f"{request.way}, round {request.round}: exit {done.returncode}\n{told}")
-    return Result(**read(answered))
+    return read_results(answered)
 
 
 def environment(given: argparse.Namespace) -> dict[str, Any]:
@@ -214,8 +216,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(line)
         results = []
         for request in todo:
-            results.append(run(request, folder, given.trl_path))
-            console.print(_progress(results[-1]))
+            for result in run(request, folder, given.trl_path):
+                if result.way in given.ways:
+                    results.append(result)
+                    console.print(_progress(result))
     return _report(console, given, line, results, out)
 
 

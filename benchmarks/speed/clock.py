@@ -28,7 +28,7 @@ class Clock:
     Attributes:
         cpu: Seconds of CPU time, by part.
         wall: Seconds on the wall, by part.
-        rates: FLOP/s of the matrix product around each part.
+        rates: FLOP/s of the matrix product before and after each time a part ran, by part.
     """
 
     def __init__(self, device: str, dtype: torch.dtype, size: int) -> None:
@@ -37,23 +37,24 @@ class Clock:
         self.size = size
         self.cpu: dict[str, float] = {}
         self.wall: dict[str, float] = {}
-        self.rates: list[float] = []
-        self._started: tuple[float, float] | None = None
+        self.rates: dict[str, list[float]] = {}
+        self._started: tuple[float, float, float] | None = None
 
     def start(self) -> None:
         """Begin a part."""
-        self.rates.append(matmul_rate(self.device, self.dtype, self.size))
-        self._started = time.process_time(), time.perf_counter()
+        before = matmul_rate(self.device, self.dtype, self.size)
+        self._started = before, time.process_time(), time.perf_counter()
 
     def stop(self, part: str) -> None:
         """End it, under this name."""
         assert self._started is not None, "stop without start"
         synchronize(self.device)
-        cpu, wall = self._started
+        before, cpu, wall = self._started
         self.cpu[part] = self.cpu.get(part, 0.0) + time.process_time() - cpu
         self.wall[part] = self.wall.get(part, 0.0) + time.perf_counter() - wall
         self._started = None
-        self.rates.append(matmul_rate(self.device, self.dtype, self.size))
+        after = matmul_rate(self.device, self.dtype, self.size)
+        self.rates.setdefault(part, []).extend((before, after))
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:

@@ -16,8 +16,16 @@ from rich.table import Table
 
 from speed.request import Request, Result
 
-PEERS = ("notebook", "dynamic", "trl", "trl-cold", "trl-warm")
-PEERS += ("trl-split", "trl-split-cold", "trl-split-warm")
+PEERS = (
+    "notebook",
+    "dynamic",
+    "trl",
+    "trl-cold",
+    "trl-warm",
+    "trl-split",
+    "trl-split-cold",
+    "trl-split-warm",
+)
 TOLERANCES = {"float32": (1e-4, 1e-3), "bfloat16": (1e-2, 5e-2)}
 """First loss, absolute in nats; first gradient norm, relative."""
 

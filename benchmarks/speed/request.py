@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+WARM_OF = {"cold": "warm", "trl-cold": "trl-warm", "trl-split-cold": "trl-split-warm"}
+"""Ways that are measured with another: the steps of a cold run are a warm run."""
 
 
 class Skipped(Exception):  # noqa: N818 - not an error: the way cannot run here, and says why
@@ -111,12 +113,17 @@ class Result:
     load_average: float = 0.0
 
 
-def write(path: Path, value: Request | Result) -> None:
-    """Write a request or a result."""
-    path.write_text(json.dumps(asdict(value)), encoding="utf-8")
+def write(path: Path, value: Request | list[Result]) -> None:
+    """Write a request or its results."""
+    plain = asdict(value) if isinstance(value, Request) else [asdict(result) for result in value]
+    path.write_text(json.dumps(plain), encoding="utf-8")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Its fields."""
-    fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return fields
+def read_request(path: Path) -> Request:
+    """What `write` wrote."""
+    return Request(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def read_results(path: Path) -> list[Result]:
+    """What `write` wrote."""
+    return [Result(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]

@@ -16,7 +16,7 @@ from speed.arithmetic import Dimensions, executed_flops, layout_passes, useful_f
 from speed.clock import Clock, load_average, peak_memory, synchronize
 from speed.notebook import notebook
 from speed.peer_trl import trl
-from speed.request import Request, Result, Skipped, read, write
+from speed.request import WARM_OF, Request, Result, Skipped, read_request, write
 from speed.through_trainer import through_trainer
 from speed.ways import Run, ahead, online
 from speed.workload import open_store
@@ -40,29 +40,46 @@ WARM = ("warm", "warm-trainer", "trl-warm", "trl-split-warm")
 """Ways whose work leaves the reference out."""
 
 
-def measure(request: Request) -> Result:
-    """Run one way and say what it took."""
+def measure(request: Request) -> list[Result]:
+    """Run one way and say what it took; a cold way's steps are what its warm way is."""
     torch.set_num_threads(request.threads)
     if request.allocator:
         keep_freed_memory()
     torch.manual_seed(request.seed)
     clock = Clock(request.device, getattr(torch, request.precision), request.matmul_size)
-    result = Result(request.way, request.round, idle_bytes=peak_memory(request.device))
+    idle = peak_memory(request.device)
     try:
         run = WAYS[request.way](request, clock)
     except Skipped as reason:
-        result.skipped = str(reason)
-        return result
-    cost = clock.cost
-    result.pairs = len(request.rows)
-    result.cpu_seconds, result.wall_seconds = sum(clock.cpu.values()), sum(clock.wall.values())
-    result.pass_share = cost.get("pass", 0.0) / max(sum(cost.values()), 1e-9)
-    result.matmul_rates = clock.rates
-    result.first_loss, result.first_grad_norm = run.first
-    result.peak_bytes, result.load_average = peak_memory(request.device), load_average()
-    _count(request, run, result)
+        ways = (request.way, WARM_OF.get(request.way, request.way))
+        return [Result(way, request.round, skipped=str(reason)) for way in dict.fromkeys(ways)]
+    results = [_result(request, run, clock, request.way, list(clock.cpu))]
+    if request.way in WARM_OF:
+        results.append(_result(request, run, clock, WARM_OF[request.way], ["steps"]))
+    for result in results:
+        result.idle_bytes = idle
     if request.profile and run.once_more is not None:
         Path(request.profile).write_text(_profiled(request, run.once_more), encoding="utf-8")
+    return results
+
+
+def _result(request: Request, run: Run, clock: Clock, way: str, parts: list[str]) -> Result:
+    """What the named parts of a run took."""
+    cost = sum(clock.cost[part] for part in parts)
+    result = Result(
+        way,
+        request.round,
+        pairs=len(request.rows),
+        cpu_seconds=sum(clock.cpu[part] for part in parts),
+        wall_seconds=sum(clock.wall[part] for part in parts),
+        pass_share=sum(clock.cost[part] for part in parts if part == "pass") / max(cost, 1e-9),
+        matmul_rates=[rate for part in parts for rate in clock.rates[part]],
+        peak_bytes=peak_memory(request.device),
+        first_loss=run.first.loss,
+        first_grad_norm=run.first.grad_norm,
+        load_average=load_average(),
+    )
+    _count(request, run, result)
     return result
 
 
@@ -70,19 +87,19 @@ def _count(request: Request, run: Run, result: Result) -> None:
     """Fill in tokens and arithmetic."""
     lengths = np.array(open_store(request.store).lengths)[request.rows]
     dims = Dimensions.of(run.policy)
-    layout, batch = request.way, request.batch_size
-    if request.way.startswith("trl"):
+    layout, batch = result.way, request.batch_size
+    if layout.startswith("trl"):
+        batch = request.trl_micro_batch if "split" in layout else batch
         layout = "dynamic"
-        batch = request.trl_micro_batch if "split" in request.way else batch
-    elif request.way in ("cold", "warm", "warm-trainer"):
+    elif layout in ("cold", *WARM):
         layout = "shared"
     passes = layout_passes(layout, lengths, batch, request.max_length)
-    reference = request.way not in WARM
+    reference = result.way not in WARM
     result.real_tokens = int((2 * lengths[:, 0] + lengths[:, 1] + lengths[:, 2]).sum())
     result.tokens_run = passes.tokens
     result.useful_flops = useful_flops(dims, lengths, reference)
     result.executed_flops = executed_flops(
-        dims, passes, passes if reference else None, head_again=request.way != "notebook"
+        dims, passes, passes if reference else None, head_again=layout != "notebook"
     )
 
 
@@ -103,7 +120,7 @@ def main() -> None:
     """Measure what the first file asks and write the second."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     asked, answered = map(Path, sys.argv[1:3])
-    write(answered, measure(Request(**read(asked))))
+    write(answered, measure(read_request(asked)))
 
 
 if __name__ == "__main__":
