@@ -1,0 +1,152 @@
+"""Where a run writes, what it resumes from, and when it is not the same run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from minimind_dpo.config import ConfigError, compose
+from minimind_dpo.data.sampling import carry_over
+from minimind_dpo.runs import decide_run, file_digest, make_folder
+from minimind_dpo.training.curves import keep_until, read_rows
+from minimind_dpo.training.resume import ResumeMismatchError, check_belongs, differences
+from minimind_dpo.training.storage import HEADER, AtomicCheckpointIO, step_file
+
+
+@pytest.fixture(autouse=True)
+def _outside_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in list(os.environ):
+        if name.startswith(("SLURM_", "MINIMIND_DPO_RUN")):
+            monkeypatch.delenv(name)
+
+
+def run_with(folder: Path, *steps: int) -> Path:
+    for step in steps:
+        state = {"state_dict": {}, "loops": {}, HEADER: {"step": step}, "w": torch.zeros(1)}
+        AtomicCheckpointIO().save_checkpoint(state, step_file(folder / "checkpoints", step))
+    return folder
+
+
+def decide(*overrides: str) -> Any:
+    return decide_run(compose(["experiment=demo", *overrides]))
+
+
+def test_auto_takes_the_newest_state_and_starts_fresh_where_there_is_none() -> None:
+    run_with(Path("run"), 5, 12)
+    assert decide("run_dir=run", "resume=auto").checkpoint.name == "step-00000012.ckpt"
+    assert decide("run_dir=new", "resume=auto").checkpoint is None
+
+
+def test_a_fresh_run_does_not_overwrite_another() -> None:
+    run_with(Path("run"), 5)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        decide("run_dir=run")
+    done = Path("done")
+    done.mkdir()
+    (done / "summary.json").write_text("{}")
+    with pytest.raises(ConfigError, match="resume=auto"):
+        decide("run_dir=done")
+    (Path("empty")).mkdir()
+    assert decide("run_dir=empty").checkpoint is None
+
+
+def test_a_named_run_or_state_goes_on_in_its_own_folder_unless_another_is_given() -> None:
+    run_with(Path("run"), 5, 12)
+    for named in ("run", "run/checkpoints", "run/checkpoints/step-00000012.ckpt"):
+        run = decide(f"resume={named}")
+        assert (run.folder, run.checkpoint.name) == (Path("run"), "step-00000012.ckpt")
+    assert decide("resume=run/checkpoints/step-00000005.ckpt").checkpoint.name[5:13] == "00000005"
+    assert decide("resume=run", "run_dir=fork").folder == Path("fork")
+    run_with(Path("other"), 3)
+    with pytest.raises(ConfigError, match="another run"):
+        decide("resume=run", "run_dir=other")
+    Path("bare").mkdir()
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
+        decide("resume=bare")
+
+
+def test_a_requeued_job_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    first = decide()
+    assert first.folder == Path("outputs/train/slurm-77_demo")
+    run_with(first.folder, 4)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert decide().checkpoint.name == "step-00000004.ckpt"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    assert decide().folder.name == "slurm-70_3_demo"
+
+
+def test_two_runs_of_one_second_get_two_folders() -> None:
+    run = decide()
+    folders = {make_folder(run).folder for _ in range(3)}
+    assert len(folders) == 3
+    assert all(folder.is_dir() for folder in folders)
+
+
+def test_a_difference_is_named_and_a_new_tokenizer_is_not_called_new_data() -> None:
+    saved = {"data": {"train": "a", "seed": 1}, "tokenizer": {"rules": "x"}, "loss": {"beta": 0.1}}
+    assert differences(saved, saved) == []
+    assert differences(saved, {**saved, "loss": {"beta": 0.2}}) == [
+        "loss: beta was 0.1, is now 0.2"
+    ]
+    assert differences(saved, {**saved, "data": {"train": "b", "seed": 1}}) == [
+        "data: train was a, is now b"
+    ]
+    other = {**saved, "data": {"train": "b", "seed": 1}, "tokenizer": {"rules": "y"}}
+    assert differences(saved, other) == ["tokenizer: rules was x, is now y"]
+    with pytest.raises(ResumeMismatchError, match=r"(?s)state\.ckpt.*rules.*resume_with_changes"):
+        check_belongs(saved, other, "state.ckpt")
+
+
+def test_a_digest_is_of_weights_and_settings(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    (folder / "config.json").write_text("{}")
+    before = file_digest(str(folder))
+    (folder / "README.md").write_text("words")
+    assert file_digest(str(folder)) == before
+    (folder / "config.json").write_text("{ }")
+    assert file_digest(str(folder)) != before
+    assert file_digest("some/hub-name") == "some/hub-name"
+
+
+def test_positions_are_carried_over_in_whole_steps() -> None:
+    def shape(batch_size: int, accumulate: int, world_size: int, epoch: int) -> dict[str, int]:
+        return {
+            "batch_size": batch_size,
+            "accumulate": accumulate,
+            "world_size": world_size,
+            "epoch_batches": epoch,
+        }
+
+    # 24 pairs a step; 100 pairs: 4 whole steps and one of 4 pairs.
+    one, two, other = shape(4, 6, 1, 25), shape(4, 3, 2, 13), shape(5, 4, 1, 20)
+    assert carry_over(0, one, two) == (0, True)
+    assert carry_over(18, one, two) == (9, True)
+    assert carry_over(9, two, one) == (18, True)
+    assert carry_over(25, one, two) == (13, True)
+    # 20 pairs a step: 72 pairs lie between its steps 3 and 4.
+    assert carry_over(18, one, other) == (12, False)
+    assert carry_over(25, one, other) == (20, True)
+
+
+def test_curves_keep_what_a_resumed_run_does_not_log_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = "step,train/loss,val/loss\n0,,0.7\n1,0.6,\n2,0.5,\n2,,0.4\n3,0.3,\n3,0."
+    path.write_text(rows)
+    keep_until(path, 2, validation_due=True)
+    assert [(r["step"], r["val/loss"]) for r in read_rows(path)[1]] == [
+        ("0", "0.7"),
+        ("1", ""),
+        ("2", ""),
+    ]
+    keep_until(path, -1, validation_due=False)
+    assert read_rows(path) == (["step", "train/loss", "val/loss"], [])
+    keep_until(tmp_path / "missing.csv", 3, validation_due=False)
