@@ -166,6 +166,14 @@ def test_choices_of_groups_named_in_a_readme_are_files(name: str) -> None:
         assert {span.removeprefix(f"{group}=") for span in code_spans(row)[1:]} == files
 
 
+@pytest.mark.parametrize("name", READMES)
+def test_extras_that_are_named_are_those_there_are(name: str) -> None:
+    extras = set(pyproject()["project"]["optional-dependencies"]) - {"dev", "bench"}
+    listed = re.search(r"pip install -e '\.\[([a-z,]+)\]'", read(name))
+    assert listed
+    assert set(listed.group(1).split(",")) == extras
+
+
 @pytest.mark.parametrize("name", [*READMES, ".ci/run", ".github/workflows/check.yml"])
 def test_make_targets_that_are_named_exist(name: str) -> None:
     targets = set(re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.M))
