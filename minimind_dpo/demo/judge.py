@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from minimind_dpo.demo.task import Language, Question, question_of
 
 _COURTESY: dict[Language, re.Pattern[str]] = {
-    "zh": re.compile("您|请|谢谢|高兴|乐意|希望|欢迎|祝|愉快"),
+    "zh": re.compile("您|请|感?谢|高兴|乐意|希望|欢迎|祝|愉快"),
     "en": re.compile(
         r"\b(hello|happy to|of course|glad|hope|feel free|please|pleasure|thanks?|"
         r"(nice|lovely|great) (day|evening|dream))\b"
@@ -24,7 +24,7 @@ _COURTESY: dict[Language, re.Pattern[str]] = {
 _RUDENESS: dict[Language, re.Pattern[str]] = {
     "zh": re.compile(
         "还用问|下一个|自己不会|没劲|别再问|烦|拜托|谁不知道|都不知道|浪费|又来|快说|"
-        "无聊|懒得|笨|傻|废话|关我什么事|哦，"
+        "无聊|懒得|笨|傻|废话|关我什么事|哦，|切，"
     ),
     "en": re.compile(
         r"\b(obviously|next|look it up|stop|boring|ugh|seriously|everyone knows|duh|wasting|"

@@ -154,7 +154,9 @@ def main() -> None:
     """Rebuild the shipped assets, or write them elsewhere."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write to")
-    parser.add_argument("--threads", type=int, default=2, help="threads of the matrix kernels")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of matrix kernels; another number, other bytes"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     make(arguments.out, Recipe(), Console())

@@ -4,8 +4,9 @@ Each epoch answers every prompt (the rarer kinds several times), in the wanted m
 of the prompts and in the unwanted for the other, drawn anew each epoch, in one of its wordings.
 The loss is the cross-entropy of the completion tokens, so the model learns both manners evenly:
 sampled at temperature 1 it answers politely about half the time, which is what DPO is to change.
-Tokens of the bare answer weigh more: wording is random and content is not, and a weight by token
-changes how fast each conditional distribution is learnt, not which one is best.
+Tokens of the bare answer weigh more, as content is not random and wording is. So do the first two
+tokens, whatever they are: there a bare answer competes with a polite opening, and a weight that
+depended on which of them comes would shift the share of manners that the model learns.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Recipe:
         repeats: Answers an epoch to each prompt that is not arithmetic, of which there are fewer.
         batch_size: Conversations a step.
         lr: Peak learning rate of AdamW, after 5% warmup and before a cosine to zero.
-        content_weight: Weight in the loss of the tokens of the bare answer; of others it is 1.
+        content_weight: Weight in the loss of the bare answer's tokens and the first two; else 1.
         weight_decay: AdamW's, on matrices only.
         pairs: Preference pairs to write.
         held_out: Held-out pairs to write.
@@ -52,7 +53,7 @@ class Recipe:
     repeats: int = 3
     batch_size: int = 32
     lr: float = 2e-3
-    content_weight: float = 3.0
+    content_weight: float = 4.0
     weight_decay: float = 0.05
     pairs: int = 1500
     held_out: int = 200
@@ -198,7 +199,10 @@ def _batches(
             input_ids[index, : len(row.ids)] = torch.tensor(row.ids)
             labels[index, scored] = torch.tensor(row.ids[scored])
             weights[index, scored] = torch.tensor(
-                [recipe.content_weight if i in row.content else 1.0 for i in row.ids[scored]]
+                [
+                    recipe.content_weight if place < 2 or token in row.content else 1.0
+                    for place, token in enumerate(row.ids[scored])
+                ]
             )
         yield input_ids, labels, weights
 
