@@ -42,7 +42,7 @@ def state(value: float = 1.0) -> dict[str, Any]:
 
 def save(folder: Path, *steps: int) -> list[Path]:
     for step in steps:
-        AtomicCheckpointIO().save_checkpoint(state(step), step_file(folder, step))
+        AtomicCheckpointIO().save_checkpoint(state(float(step)), step_file(folder, step))
     return [step_file(folder, step) for step in steps]
 
 
@@ -55,7 +55,9 @@ def test_what_is_saved_is_read_back_with_nothing_left_beside_it(tmp_path: Path) 
 
 def flip_in_the_weights(data: bytes) -> bytes:
     """9.0 is 0x41100000; one more bit makes it 9.25."""
-    return data.replace(struct.pack("<f", 9.0), struct.pack("<f", 9.25), 1)
+    weights = struct.pack("<50f", *[9.0] * 50)
+    assert data.count(weights) == 1
+    return data.replace(weights, struct.pack("<50f", *[9.0] * 49, 9.25))
 
 
 DAMAGE = {
