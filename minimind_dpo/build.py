@@ -147,7 +147,6 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         getattr(torch, reference.dtype or config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
     )
-    use_planned_attention(loaded.model, config.data.layout != "padded")
     if reference.mode == "online":
         return OnlineReference(loaded.model)
     return PrecomputedReference(

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
-from minimind_dpo.objective.logps import AuxLoss, sequence_logps
+from minimind_dpo.objective.logps import AuxLoss
 from minimind_dpo.objective.losses import LossOutput, pair_losses
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
 from minimind_dpo.objective.options import LossOptions
@@ -33,6 +33,7 @@ from minimind_dpo.training.optim import (
     schedule_factor,
 )
 from minimind_dpo.training.reference import NoReference, OnlineReference, ReferenceScorer
+from minimind_dpo.training.scoring import score
 
 
 class DPOModule(L.LightningModule):
@@ -87,7 +88,7 @@ class DPOModule(L.LightningModule):
 
     def forward(self, batch: PreferenceBatch) -> PairLogps:
         """Log-probs of the batch's scored tokens under the policy."""
-        return sequence_logps(self.policy, batch, statistics=True)
+        return score(self.policy, batch, statistics=True)
 
     def setup(self, stage: str) -> None:
         """Give the reference what it needs; a precomputed one runs over the data here."""
@@ -99,7 +100,7 @@ class DPOModule(L.LightningModule):
             return self._connected_zero()
         # Entropies cost three passes over the logits: only for steps whose numbers are logged.
         logged = self.logs_step(self.trainer.global_step + 1)
-        policy = sequence_logps(
+        policy = score(
             self.policy, batch, statistics=logged or self.loss.wpo, aux_loss=self.aux_loss
         )
         output = self._losses(policy, batch, self._train_sums if logged else None)
@@ -138,7 +139,7 @@ class DPOModule(L.LightningModule):
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Add a batch's metrics to the sums of this validation."""
         if batch.num_pairs:
-            policy = sequence_logps(self.policy, batch, statistics=True)
+            policy = score(self.policy, batch, statistics=True)
             self._losses(policy, batch, self._val_sums)
 
     def on_validation_epoch_end(self) -> None:

@@ -23,9 +23,8 @@ from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
 from minimind_dpo.data.cache import ReferenceCache
 from minimind_dpo.data.collate import Collator
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.models.attention import PLANNED, plain_implementation
 from minimind_dpo.models.lora import adapters_off, base_name
-from minimind_dpo.objective.logps import sequence_logps
+from minimind_dpo.training.scoring import score as score_batch
 
 
 class ReferenceScorer(Protocol):
@@ -58,14 +57,13 @@ class OnlineReference:
         self.model = model.eval().requires_grad_(False)
 
     def prepare(self, trainer: L.Trainer, policy: PreTrainedModel) -> None:
-        """Move the reference to this rank's device and attend the way the policy does."""
+        """Move the reference to this rank's device."""
         torch.nn.Module.to(self.model, trainer.strategy.root_device)
-        self.model.set_attn_implementation(policy.config._attn_implementation)
 
     def score(self, batch: PreferenceBatch) -> PairLogps:
         """Run the reference on the batch, in the precision context of the caller."""
         with torch.no_grad():
-            return sequence_logps(self.model, batch)
+            return score_batch(self.model, batch)
 
 
 class AdapterOffReference:
@@ -78,7 +76,7 @@ class AdapterOffReference:
     def score(self, batch: PreferenceBatch) -> PairLogps:
         """Run the policy's frozen weights on the batch."""
         with torch.no_grad(), evaluating(self._policy), adapters_off(self._policy):
-            return sequence_logps(self._policy, batch)
+            return score_batch(self._policy, batch)
 
 
 class PrecomputedReference:
@@ -137,7 +135,6 @@ class PrecomputedReference:
         total = sum(len(rows) for _, _, rows in jobs)
         if total:
             torch.nn.Module.to(model, trainer.strategy.root_device)
-            model.set_attn_implementation(policy_attention(data.collate.layout, model))
         with evaluating(model), self._bar(trainer, total) as advance:
             for store, cache, rows in jobs:
                 tokens = data.collate.tokens(store.lengths[rows])
@@ -180,11 +177,6 @@ class PrecomputedReference:
         return PairLogps(batch.reference_token_logps, batch.sequence_id, batch.lengths)
 
 
-def policy_attention(layout: str, model: PreTrainedModel) -> str:
-    """Name of the attention implementation that a layout needs of a model."""
-    return plain_implementation(model) if layout == "padded" else PLANNED
-
-
 def _epochs(trainer: L.Trainer) -> int:
     return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
 
@@ -216,7 +208,7 @@ def score_pairs(
     """Reference log-probs of some pairs: float32 (chosen + rejected length,) each, chosen first."""
     batch = collate(pairs).to(device)
     with torch.inference_mode(), precision_context():
-        logps = sequence_logps(model, batch).token_logps.float().cpu().numpy()
+        logps = score_batch(model, batch).token_logps.float().cpu().numpy()
     chosen = np.cumsum([0, *(len(pair.chosen_ids) for pair in pairs)])
     rejected = chosen[-1] + np.cumsum([0, *(len(pair.rejected_ids) for pair in pairs)])
     return [

@@ -43,10 +43,12 @@ class Range:
     open_low: bool = False
     open_high: bool = False
 
-    def __contains__(self, value: float) -> bool:
+    def __contains__(self, value: Any) -> bool:
+        if not is_number(value):
+            return False
         above = value > self.low if self.open_low else value >= self.low
         below = value < self.high if self.open_high else value <= self.high
-        return above and below and math.isfinite(value)
+        return above and below
 
     def __str__(self) -> str:
         low = f"{'above' if self.open_low else 'at least'} {self.low:,.0f}"

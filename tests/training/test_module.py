@@ -157,3 +157,13 @@ def test_bad_steps_apart_from_each_other_do_not_stop_the_run() -> None:
     module = poisoned({0, 1, 3, 4})
     quiet_trainer().fit(module, loader(made_up_pairs(24), 4))
     assert (module.guard.total, module.guard.in_a_row) == (4, 0)
+
+
+def test_a_policy_left_on_plain_attention_is_switched_to_the_layout_it_is_given() -> None:
+    """Packed pairs would otherwise see each other, and nothing would say so."""
+    pairs = made_up_pairs(8)
+    policy, reference = tiny_model(layout="padded"), tiny_model(1, layout="padded")
+    module, right = DPOModule(policy, reference), make_module(reference=tiny_model(1))
+    for each in (module, right):
+        quiet_trainer().validate(each, loader(pairs, 8), verbose=False)
+    assert module.last_val_metrics == right.last_val_metrics
