@@ -73,7 +73,7 @@ class Process:
         return session(self.pid)
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as made:
         made.bind(("127.0.0.1", 0))
         return made.getsockname()[1]
@@ -101,11 +101,23 @@ class Cli:
     folder: Path
     number: int = 0
 
+    @property
+    def base(self) -> list[str]:
+        """Overrides that every run here has."""
+        return BASE
+
+    @staticmethod
+    def session_of(leader: int) -> list[int]:
+        """Living processes of a session."""
+        return session(leader)
+
     def start(self, *args: str, env: dict[str, str] | None = None, **more: Any) -> Process:
         self.number += 1
+        flags = [argument for argument in args if argument.startswith("-")]
+        args = tuple(argument for argument in args if argument not in flags)
         out = self.folder / f"out-{self.number}.txt"
         answer = self.driver.ask(
-            args=[*BASE, *args], env=env or {}, cwd=str(self.folder), out=str(out), **more
+            args=[*flags, *BASE, *args], env=env or {}, cwd=str(self.folder), out=str(out), **more
         )
         return Process(self.driver, answer["pid"], out)
 
@@ -117,7 +129,7 @@ class Cli:
         self, count: int, *args: str, extra: dict[int, dict[str, Any]] | None = None
     ) -> list[Process]:
         """Ranks as torchrun starts them; `extra` has arguments of `start` for single ones."""
-        port, started = free_port(), []
+        port, started = find_free_port(), []
         for rank in range(count):
             own = dict((extra or {}).get(rank, {}))
             environment = {
@@ -233,3 +245,8 @@ def driver() -> Iterator[Driver]:
 def cli(driver: Driver, tmp_path: Path) -> Cli:
     write_inputs(tmp_path)
     return Cli(driver, tmp_path)
+
+
+@pytest.fixture
+def free_port() -> int:
+    return find_free_port()

@@ -1,0 +1,180 @@
+"""torchrun, two nodes, a scheduler that requeues, and sweeps by every launcher."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def module(cli: Any, *arguments: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """`python -m ...` in a session of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(env or {})}
+    return subprocess.Popen(
+        [sys.executable, "-m", *arguments],
+        cwd=cli.folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_two_nodes_by_torchrun_with_a_skewed_start_are_one_run(cli: Any, free_port: int) -> None:
+    args = [*cli.base, "trainer.devices=1", "trainer.num_nodes=2", "trainer.max_epochs=1"]
+    agents = []
+    for node in range(2):
+        agents.append(
+            module(
+                cli,
+                "torch.distributed.run",
+                "--nnodes=2",
+                f"--node_rank={node}",
+                "--nproc_per_node=1",
+                "--master_addr=127.0.0.1",
+                f"--master_port={free_port}",
+                "-m",
+                "minimind_dpo.train",
+                *args,
+            )
+        )
+        time.sleep(2.5)  # across a second: a folder named by the clock would be two
+    texts = [agent.communicate(timeout=240)[0] for agent in agents]
+    assert [agent.returncode for agent in agents] == [0, 0], texts
+    (run,) = (cli.folder / "outputs" / "train").iterdir()
+    assert json.loads((run / "summary.json").read_text())["pairs_seen"] == 45
+    assert cli.session_of(agents[0].pid) == cli.session_of(agents[1].pid) == []
+    # The same numbers as one process with the same pairs a step.
+    code, text = cli.run("run_dir=one", "trainer.max_epochs=1", "trainer.accumulate_grad_batches=4")
+    assert code == 0, text
+    one, two = cli.curve("one"), cli.curve(str(run))
+    assert {k: float(v) for k, v in two.items() if k[1] == "train/loss"} == pytest.approx(
+        {k: float(v) for k, v in one.items() if k[1] == "train/loss"}, rel=1e-5
+    )
+
+
+def test_a_job_whose_time_is_over_is_queued_again_and_goes_on(cli: Any, tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "scontrol").write_text('#!/bin/sh\necho "$@" >> "$CALLS"\n')
+    (tools / "scontrol").chmod(0o755)
+    slurm = {
+        "SLURM_JOB_ID": "77",
+        "SLURM_JOB_NAME": "dpo",
+        "SLURM_NTASKS": "1",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "CALLS": str(tmp_path / "calls"),
+    }
+    process = cli.start("trainer.max_epochs=4", env=slurm)
+    run = cli.folder / "outputs" / "train" / "slurm-77_dpo"
+    end = time.monotonic() + 60
+    while not list(run.glob("checkpoints/step-*.ckpt")) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill(signal.SIGUSR1)
+    assert process.wait() == 143, process.text()
+    assert (tmp_path / "calls").read_text() == "requeue 77\n"
+    code, text = cli.run("trainer.max_epochs=4", env={**slurm, "SLURM_RESTART_COUNT": "1"})
+    assert code == 0, text
+    assert "resuming" in text
+    code, text = cli.run("trainer.max_epochs=4", "run_dir=whole")
+    assert code == 0, text
+    assert cli.curve(str(run)) == cli.curve("whole")
+
+
+def jobs_of(sweep: Path) -> dict[str, dict[str, Any]]:
+    """{job: its summary, or nothing if it failed}."""
+    found = {}
+    for job in sorted(sweep.glob("*/job.json")):
+        summary = job.with_name("summary.json")
+        found[job.parent.name] = json.loads(summary.read_text()) if summary.exists() else {}
+    return found
+
+
+SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=6", "trainer.val_check_interval=1.0"]
+
+
+def test_a_grid_runs_each_job_once_whatever_its_devices_and_failures(cli: Any) -> None:
+    args = ["-m", *SHORT, "sweep.jobs=2", "name=grid"]
+    grid = ["trainer.devices=1,2", "loss.beta=0.1,-1"]
+    code, text = cli.run(*args, *grid)
+    sweep = cli.folder / "outputs" / "sweeps" / "grid"
+    jobs = jobs_of(sweep)
+    assert code == 1, text
+    assert sorted(jobs) == ["0", "1", "2", "3"]
+    assert [bool(jobs[n]) for n in "0123"] == [True, False, True, False]
+    assert "2 jobs" in text
+    assert "1, 3" in text
+    assert "loss.beta=-1.0 must be above 0" in (sweep / "1" / "output.txt").read_text()
+    # Two ranks see twice the pairs of one, each of them once.
+    assert (jobs["0"]["pairs_seen"], jobs["2"]["pairs_seen"]) == (12, 24)
+    assert not (cli.folder / "outputs" / "train").exists()
+    # The same again runs only what failed.
+    code, text = cli.run(*args, *grid)
+    assert code == 1
+    assert text.count("was done before") == 2
+    # Other jobs do not mix with these.
+    code, text = cli.run(*args, "loss.beta=0.2")
+    assert code == 1
+    assert "holds another one" in text
+    assert jobs_of(sweep)["0"] == jobs["0"]
+
+
+def test_a_stopped_sweep_stops_its_jobs_and_goes_on_later(cli: Any) -> None:
+    args = ["-m", "trainer.max_epochs=30", "name=stopped", "loss.beta=0.1,0.2", "sweep.jobs=1"]
+    process = cli.start(*args)
+    sweep = cli.folder / "outputs" / "sweeps" / "stopped"
+    end = time.monotonic() + 120
+    while not list(sweep.glob("0/checkpoints/step-*.ckpt")) and time.monotonic() < end:
+        time.sleep(0.05)
+    process.kill(signal.SIGTERM)
+    assert process.wait() == 143, process.text()
+    assert process.survivors() == []
+    assert list(jobs_of(sweep)) == ["0"]
+
+
+@pytest.mark.parametrize("launcher", ["optuna", "joblib", "submitit_local"])
+def test_other_launchers_and_search_run_each_job_once(cli: Any, launcher: str) -> None:
+    plugin = {"optuna": "hydra_optuna_sweeper", "joblib": "hydra_joblib_launcher"}.get(
+        launcher, "hydra_submitit_launcher"
+    )
+    if importlib.util.find_spec(f"hydra_plugins.{plugin}") is None:
+        pytest.skip(f"needs the extra `sweep`: {plugin} is not installed")
+    choice = {
+        "optuna": [
+            "hydra/sweeper=optuna",
+            "hydra.sweeper.n_trials=2",
+            "hydra.sweeper.sampler.seed=1",
+            "loss.beta=interval(0.1,0.5)",
+            "trainer.devices=2",
+        ],
+        "joblib": ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "loss.beta=0.1,-1,0.2"],
+        "submitit_local": ["hydra/launcher=submitit_local", "loss.beta=0.1,0.2"],
+    }[launcher]
+    process = module(
+        cli, "minimind_dpo.train", "-m", *cli.base, *SHORT, f"name={launcher}", *choice
+    )
+    text, _ = process.communicate(timeout=400)
+    jobs = jobs_of(cli.folder / "outputs" / "sweeps" / launcher)
+    assert process.returncode == (1 if launcher == "joblib" else 0), text
+    assert [bool(job) for job in jobs.values()] == {
+        "optuna": [True, True],
+        "joblib": [True, False, True],
+        "submitit_local": [True, True],
+    }[launcher], text
+    assert cli.session_of(process.pid) == []
