@@ -77,7 +77,8 @@ class AtomicCheckpointIO(CheckpointIO):
         taken = time.perf_counter() - started
         self.seconds += taken
         size = target.stat().st_size / 1e6
-        log.info(f"Saved {target.name}: {size:,.1f} MB in {taken:.2f} s")
+        level = logging.INFO if taken >= 1 else logging.DEBUG
+        log.log(level, f"Saved {target.name}: {size:,.1f} MB in {taken:.2f} s")
 
     def load_checkpoint(
         self,

@@ -177,7 +177,8 @@ class ResumeCheckpoint(Checkpoint):
             return
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
-        self._validation_due = epoch_loop._should_check_val_fx(fetcher)
+        validates = sum(trainer.num_val_batches) > 0
+        self._validation_due = validates and epoch_loop._should_check_val_fx(fetcher)
         stopping = self.stop.agreed(trainer)
         if stopping or self._is_due(trainer):
             self.save(trainer)
