@@ -170,7 +170,6 @@ class Jobs:
         for slot in slots:
             self._slots.put(slot)
         self._running: list[subprocess.Popen[bytes]] = []
-        self._lock = threading.Lock()
 
     def run(self, folder: Path, overrides: list[str], own: str = "") -> float:
         """Run a job, or what is left of it, or read the result it has already.
@@ -194,6 +193,8 @@ class Jobs:
             return objective(folder)
         slot = self._slots.get()
         try:
+            if self.signum:
+                return FAILED  # not begun: nothing is left of it
             return self._run(folder, overrides, slot, label)
         finally:
             self._slots.put(slot)
@@ -209,16 +210,15 @@ class Jobs:
         started = time.monotonic()
         with (folder / "output.txt").open("ab") as output:
             target = output if self.quiet else None
-            with self._lock:
-                if self.signum:
-                    return FAILED
-                process = subprocess.Popen(
-                    [sys.executable, "-m", "minimind_dpo.train", *arguments],
-                    env=environment,
-                    stdout=target,
-                    stderr=target,
-                )
-                self._running.append(process)
+            process = subprocess.Popen(
+                [sys.executable, "-m", "minimind_dpo.train", *arguments],
+                env=environment,
+                stdout=target,
+                stderr=target,
+            )
+            self._running.append(process)
+            if self.signum:  # it came while the process was started
+                process.send_signal(signal.SIGTERM)
             code = process.wait()
         took = time.monotonic() - started
         if code == 0:
