@@ -253,7 +253,8 @@ def _report(
         title = f"{Path(given.model).name}, {given.precision}, {environment(given)['device']}"
         draw(summaries, given.device, title, out / "throughput.png")
         console.print(speed_table(summaries, given.device))
-        console.print(ratio_table(results, given.device))
+        if compared := ratio_table(results, given.device):
+            console.print(compared)
     for message in (*skipped(results), *wrong):
         console.print(message, style="red" if message in wrong else "yellow", markup=False)
     console.print(f"written to {out}")

@@ -157,11 +157,14 @@ def speed_table(summaries: Sequence[Summary], device: str) -> Table:
     return table
 
 
-def ratio_table(results: Sequence[Result], device: str) -> Table:
-    """How many times faster each way of ours is than each peer."""
+def ratio_table(results: Sequence[Result], device: str) -> Table | None:
+    """How many times faster each way is than each peer; None where only one way ran, or no peer."""
     ways = _ways(results)
     peers = [peer for peer in PEERS if peer in ways]
-    table = Table(title="Times faster than (median of the rounds' ratios, least - most)")
+    if not peers or len(ways) < 2:
+        return None
+    title = "Times faster than (median of the rounds' ratios, least - most)"
+    table = Table(title=title, min_width=len(title))
     table.add_column("way")
     for peer in peers:
         table.add_column(peer, justify="right")
