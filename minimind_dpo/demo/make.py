@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from minimind_dpo.demo import ASSETS
@@ -60,17 +60,20 @@ def train_tokenizer(asked: Sequence[Question], recipe: Recipe) -> PreTrainedToke
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
-    special = [AddedToken(token, special=True, normalized=False) for token in _CONTROL]
-    special += [AddedToken(token, special=False, normalized=False) for token in _VISIBLE]
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocab_size,
-        special_tokens=special,
+        special_tokens=_CONTROL + _VISIBLE,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     texts = [text for q in asked for text in (q.prompt, *wanted_answers(q), *unwanted_answers(q))]
     texts += [f"{role}\n" for role in ("system", "user", "assistant")] * len(asked)
     tokenizer.train_from_iterator(texts, trainer)
+    # The trainer reserves ids for special tokens alone; visible ones are decoded like any text.
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["content"] in _CONTROL
+    tokenizer = Tokenizer.from_str(json.dumps(state))
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         bos_token="<|im_start|>",
