@@ -288,7 +288,7 @@ def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
 
 def quoted(text: str) -> str:
     """A value in Hydra's override grammar, whatever characters it has."""
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
 
 
