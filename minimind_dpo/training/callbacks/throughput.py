@@ -17,7 +17,7 @@ class Throughput(Callback):
     """Logs `train/pairs_per_second` and `train/tokens_per_second`; validation is not counted.
 
     Attributes:
-        pairs: Pairs that this process has trained on, over all ranks.
+        pairs: Pairs that the run has trained on, over all ranks and launches.
         seconds: Time that training steps took.
     """
 
@@ -68,6 +68,14 @@ class Throughput(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last step's time counts too."""
         self._stop_clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on counting from."""
+        return {"pairs": self.pairs, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting."""
+        self.pairs, self.seconds = state_dict["pairs"], state_dict["seconds"]
 
     def _stop_clock(self) -> None:
         if self._started:
