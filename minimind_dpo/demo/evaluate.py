@@ -93,7 +93,7 @@ def evaluate(
     prompts: Sequence[str],
     *,
     reference: PreTrainedModel | None = None,
-    samples_per_prompt: int = 1,
+    samples_per_prompt: int = 3,
     seed: int = 0,
     max_new_tokens: int = 48,
     batch_size: int = 256,

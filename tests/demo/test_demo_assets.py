@@ -103,8 +103,8 @@ def test_the_model_answers_right_and_in_either_manner_half_the_time(
 ) -> None:
     model, tokenizer = shipped_demo
     scores = evaluate(model, tokenizer, held_out_prompts())
-    assert 0.4 < scores.wanted < 0.6
-    assert scores.correct > 0.85
+    assert 0.45 < scores.wanted < 0.55
+    assert scores.correct > 0.9
 
 
 def test_make_writes_the_same_bytes_twice(tmp_path: Path, toy_folder: Path, toy: Recipe) -> None:
