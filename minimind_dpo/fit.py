@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
@@ -24,13 +25,15 @@ from minimind_dpo.build import (
     build_tokenizer,
     build_trainer,
 )
+from minimind_dpo.config import ConfigError, Problem
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.report import print_report
 from minimind_dpo.memory import is_out_of_memory, memory_advice
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
-from minimind_dpo.objective.validation import padded_mean_warning
+from minimind_dpo.objective.registry import LOSSES
+from minimind_dpo.objective.validation import padded_mean_warning, supports_margins
 from minimind_dpo.runs import (
     Clock,
     Run,
@@ -52,6 +55,7 @@ from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.ranks import RankGuard, forget_failure, global_rank, share
 from minimind_dpo.training.stopping import StopRequest
 from minimind_dpo.training.storage import read_checkpoint, read_header
+from minimind_dpo.validation import loss_options
 
 log = logging.getLogger(__name__)
 console = Console()
@@ -97,6 +101,7 @@ def fit(
     tokenizer = build_tokenizer(config)
     data = build_datamodule(config, tokenizer, progress=first)
     data.prepare_data()
+    _check_margins(config, data)
     identity = check_identity(config, data, run)
     run = share(make_folder(run, first), config.guard.rank_timeout)
     tell_ranks(run)
@@ -166,6 +171,19 @@ def _validate_before(
         return {}
     trainer.validate(module, datamodule=data, verbose=False)
     return dict(module.last_val_metrics)
+
+
+def _check_margins(config: Config, data: PreferenceDataModule) -> None:
+    """Refuse data that asks for margins where the loss has none, before a model is loaded."""
+    options = loss_options(config)
+    for store in data.stores:
+        asking = np.flatnonzero(store.margins)
+        if len(asking) and not supports_margins(options):
+            kinds = [name for name, loss in LOSSES.items() if "margin" in loss.uses]
+            where = f"{len(asking)} pairs ask for a margin ({store.source(int(asking[0]))} first)"
+            why = f"has no reward gap that a margin could be taken off, but {where}"
+            fix = f"Remove the 'margin' column, or use one of {', '.join(kinds)}."
+            raise ConfigError([Problem("loss.type", why, fix, config.loss.type)])
 
 
 def _report_data(data: PreferenceDataModule) -> None:

@@ -66,19 +66,27 @@ class StepGuard:
             self._window.clear()
         return bad
 
-    def report(self, trainer: L.Trainer) -> None:
-        """Say which pairs were in the refused step.
+    @property
+    def exhausted(self) -> bool:
+        """Whether the run has to stop: one bad step too many in a row."""
+        return self.in_a_row >= self.max_bad_steps
 
-        Raises:
-            NotFiniteError: It was one too many in a row.
-        """
+    def report(self, step: int) -> None:
+        """Say which pairs were in the refused step, counted from 1."""
         message = (
-            f"optimizer step {trainer.global_step + 1}: loss or gradient is not finite, the step "
-            f"is not taken. {self._suspects()}"
+            f"optimizer step {step}: loss or gradient is not finite, the step is not taken. "
+            f"{self._suspects()}"
         )
         self._window.clear()
         log.warning(message)
-        if self.in_a_row >= self.max_bad_steps:
+
+    def stop_if_exhausted(self) -> None:
+        """End the run at the end of a step; no weight has moved since the last good one.
+
+        Raises:
+            NotFiniteError: `exhausted`.
+        """
+        if self.exhausted:
             raise NotFiniteError(
                 f"{self.in_a_row} optimizer steps in a row were not finite "
                 f"(guard.max_bad_steps={self.max_bad_steps}). Lower optim.lr, use "

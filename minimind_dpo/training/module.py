@@ -132,6 +132,11 @@ class DPOModule(L.LightningModule):
             self.publish("train", self.last_train_metrics)
         self._train_sums.reset()
 
+    def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
+        """Stop where no step could be taken for too long; callbacks have saved the state."""
+        if self.at_step_boundary(batch_idx):
+            self.guard.stop_if_exhausted()
+
     def on_validation_epoch_start(self) -> None:
         """Start the sums of this validation anew."""
         self._val_sums.reset()
@@ -220,7 +225,7 @@ class DPOModule(L.LightningModule):
         if self.guard.refuses(self.trainer, self.grad_norm):
             for parameter in parameters:
                 parameter.grad = None
-            self.guard.report(self.trainer)
+            self.guard.report(self.trainer.global_step + 1)
 
     def logs_step(self, step: int) -> bool:
         """Whether the numbers of an optimizer step, counted from 1, are logged."""

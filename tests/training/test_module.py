@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -167,3 +168,16 @@ def test_a_policy_left_on_plain_attention_is_switched_to_the_layout_it_is_given(
     for each in (module, right):
         quiet_trainer().validate(each, loader(pairs, 8), verbose=False)
     assert module.last_val_metrics == right.last_val_metrics
+
+
+def test_the_state_before_the_bad_steps_is_saved_when_they_stop_the_run(tmp_path: Path) -> None:
+    from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
+
+    module, saves = poisoned({2, 3, 4, 5}), ResumeCheckpoint(tmp_path, every_n_steps=0)
+    trainer = quiet_trainer(enable_checkpointing=True, callbacks=[saves])
+    with pytest.raises(NotFiniteError):
+        trainer.fit(module, loader(made_up_pairs(24), 4))
+    (saved,) = tmp_path.glob("step-*.ckpt")
+    assert saved.name == "step-00000005.ckpt"  # two good steps and three refused ones
+    state = torch.load(saved, weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())

@@ -15,6 +15,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume import (
     ResumeMismatchError,
     fit_to_shape,
@@ -180,7 +181,8 @@ class ResumeCheckpoint(Checkpoint):
         validates = sum(trainer.num_val_batches) > 0
         self._validation_due = validates and epoch_loop._should_check_val_fx(fetcher)
         stopping = self.stop.agreed(trainer)
-        if stopping or self._is_due(trainer):
+        exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
+        if stopping or exhausted or self._is_due(trainer):
             self.save(trainer)
         if stopping:
             raise self.stop.stopped(trainer)

@@ -1,0 +1,99 @@
+"""A whole run on the embedded demo: what it writes, what it refuses, what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES
+
+SMALL = (
+    "trainer.max_steps=3",
+    "trainer.limit_val_batches=2",
+    "trainer.log_every_n_steps=1",
+    "callbacks.judge=none",
+    "callbacks.samples.max_new_tokens=4",
+)
+
+
+def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """The program itself, in an empty folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "minimind_dpo.train", *overrides],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    result = run(folder, "experiment=demo", *SMALL)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return next((folder / "outputs" / "train").iterdir())
+
+
+def test_the_summary_holds_what_people_compare(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["val_before"]["loss"] == pytest.approx(0.693147, abs=1e-5)
+    assert summary["steps"] == 3
+    assert summary["pairs_seen"] == 48
+    assert summary["recognised"]["dialect"] == "v3"
+    assert summary["recognised"]["class"] == "Qwen3ForCausalLM"
+    expected = {"train", "val", "wall_seconds", "cpu_seconds", "pairs_per_second", "data"}
+    assert expected | {"versions", "seed", "weights_changed"} <= summary.keys()
+
+
+def test_the_export_loads_with_equal_logits_in_both_forms(finished: Path) -> None:
+    from minimind_dpo import load_model
+
+    export = finished / "export"
+    hf = AutoModelForCausalLM.from_pretrained(export)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    ids = tokenizer("3加5等于多少？", return_tensors="pt")["input_ids"]
+    native = load_model(export / "dpo_128.pth", export).model
+    with torch.no_grad():
+        # The native file is float16, as MiniMind's own are.
+        torch.testing.assert_close(hf(ids).logits, native(ids).logits, atol=2e-2, rtol=1e-2)
+    stored = torch.load(export / "dpo_128.pth", weights_only=True)
+    assert stored.keys() == torch.load(MODEL, weights_only=True).keys()
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+
+
+def test_curves_samples_and_the_configuration_are_kept(finished: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(finished / "tensorboard"))
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    names = ("loss", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
+    names += ("logps/chosen", "logps/rejected", "logratios/chosen", "logratios/rejected", "entropy")
+    for side in ("train", "val"):
+        assert {f"{side}/{name}" for name in names} <= scalars
+    rates = ("grad_norm", "learning_rate", "pairs_per_second", "tokens_per_second")
+    assert {f"train/{name}" for name in (*rates, "weights_changed")} <= scalars
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    assert "## Step 0" in (finished / "samples.md").read_text()
+    assert "beta: 0.1" in (finished / "config.yaml").read_text()
+
+
+def test_margins_with_a_loss_that_has_none_are_refused_before_training(tmp_path: Path) -> None:
+    lines = PREFERENCES.read_text().splitlines()[:40]
+    asking = [json.dumps({**json.loads(line), "margin": 0.5}) for line in lines]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(asking))
+    data = ("data.train=pairs.jsonl", f"data.val={HELD_OUT}")
+    result = run(tmp_path, "experiment=demo", *data, "loss.type=apo_zero")
+    assert result.returncode == 2
+    assert "40 pairs ask for a margin (pairs.jsonl:1 first)" in result.stderr
+    assert "Traceback" not in result.stderr
