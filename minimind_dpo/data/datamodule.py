@@ -14,14 +14,13 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.cache import ReferenceCache, TokenStore, prepare_store, split_indices
 from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.loading import LaidOutPairs, PlannedLoader
 from minimind_dpo.data.sampling import (
-    MicroBatch,
     StepSampler,
     StepShape,
     accumulation_for,
@@ -58,32 +57,6 @@ class LoaderOptions:
     num_workers: int = 0
     pin_memory: bool | None = None
     seed: int = 0
-
-
-class LaidOutPairs(Dataset[PreferenceBatch]):
-    """Micro-batches by what the sampler asks for; no randomness, so workers change nothing."""
-
-    def __init__(self, store: TokenStore, collate: Collator) -> None:
-        self.store = store
-        self.collate = collate
-
-    def __getitem__(self, micro_batch: MicroBatch) -> PreferenceBatch:
-        pairs = [self.store[row] for row in micro_batch.rows]
-        return self.collate(pairs, micro_batch.window)
-
-
-class PlannedLoader(DataLoader[PreferenceBatch]):
-    """Tells Lightning that a run can go on in the middle of an epoch.
-
-    The position itself is the data module's: it is the same for every rank, whatever their number.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing."""
 
 
 class PreferenceDataModule(L.LightningDataModule):
@@ -294,9 +267,7 @@ class PreferenceDataModule(L.LightningDataModule):
             pin_memory=pin,
             persistent_workers=False,
             prefetch_factor=4 if workers else None,
-            # Making an iterator draws a seed: from a generator of its own, or a run that is
-            # resumed at an epoch's edge would draw other dropout masks.
-            generator=torch.Generator().manual_seed(self.loader.seed),
+            seed=self.loader.seed,
         )
 
     def _check_tokens(self) -> None:

@@ -148,6 +148,19 @@ class Cli:
             started.append(self.start(*args, *more, env=env, **own))
         return started
 
+    def newest_step(self, run: str) -> int:
+        """The optimizer step of a run's newest state; 0 where there is none."""
+        states = (self.folder / run / "checkpoints").glob("step-*.ckpt")
+        return max((int(path.name[5:13]) for path in states), default=0)
+
+    def wait_for_steps(self, run: str, steps: int, process: Process, start: int = -1) -> None:
+        """Until a run has saved a state `steps` steps later than it has now."""
+        before = self.newest_step(run) if start < 0 else start
+        end = time.monotonic() + 120
+        while self.newest_step(run) < before + steps:
+            assert time.monotonic() < end, process.text()
+            time.sleep(0.002)
+
     def weights(self, run: str) -> dict[str, torch.Tensor]:
         """Weights and optimizer state of a run's newest checkpoint, by name."""
         newest = sorted((self.folder / run / "checkpoints").glob("step-*.ckpt"))[-1]

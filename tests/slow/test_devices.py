@@ -85,22 +85,22 @@ def test_a_run_goes_on_with_other_devices_at_the_exact_pair(odd: Any) -> None:
 
 def test_five_kills_of_two_ranks_change_nothing(cli: Any) -> None:
     args = ["trainer.devices=2", "trainer.max_epochs=4", "model.dropout=0.1"]
-    started = time.monotonic()
     assert finish(cli.ranks(2, *args, "run_dir=whole")) == [0, 0]
-    took = time.monotonic() - started
-    draw, kills = random.Random(3), 0
-    while True:
+    draw, moments = random.Random(3), []
+    for kill in range(5):
         ranks = cli.ranks(2, *args, "run_dir=killed", "resume=auto", "guard.rank_timeout=20")
-        if kills < 5:
-            time.sleep(draw.uniform(0.5, 0.9) * took)
-            ranks[kills % 2].kill()
-            kills += 1
+        cli.wait_for_steps("killed", draw.randint(2, 5), ranks[0])
+        time.sleep(draw.uniform(0, 0.1))
+        ranks[kill % 2].kill()
         codes = finish(ranks)
+        assert codes[kill % 2] == -signal.SIGKILL
+        assert 0 not in codes
         assert all(process.survivors() == [] for process in ranks)
-        if codes == [0, 0]:
-            if kills == 5:
-                break
-            max((cli.folder / "killed" / "checkpoints").glob("step-*.ckpt")).unlink()
+        moments.append(cli.newest_step("killed"))
+    print(moments)
+    assert len(set(moments)) == 5
+    ranks = cli.ranks(2, *args, "run_dir=killed", "resume=auto")
+    assert finish(ranks) == [0, 0], ranks[0].text()
     got, expected = cli.weights("killed"), cli.weights("whole")
     assert [name for name in expected if not torch.equal(got[name], expected[name])] == []
     assert cli.curve("killed") == cli.curve("whole")
