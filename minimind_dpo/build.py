@@ -171,6 +171,7 @@ def build_module(
             betas=(optim.betas[0], optim.betas[1]),
             eps=optim.eps,
             weight_decay=optim.weight_decay,
+            decay_all=optim.decay_all,
             fused=None if optim.fused == "auto" else bool(optim.fused),
         ),
         schedule=ScheduleOptions(

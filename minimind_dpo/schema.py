@@ -90,6 +90,7 @@ class OptimConfig:
     betas: list[float]
     eps: float
     weight_decay: float
+    decay_all: bool
     fused: Any  # "auto" | bool
 
 

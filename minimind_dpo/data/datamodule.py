@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import torch
 from torch.utils.data import DataLoader
 
 from minimind_dpo.batch import PreferenceBatch
@@ -258,6 +259,8 @@ class PreferenceDataModule(L.LightningDataModule):
         pin = self.loader.pin_memory
         if pin is None:
             pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        # Asked for on a machine without a GPU it does nothing but make torch warn.
+        pin = pin and torch.cuda.is_available()
         workers = self.loader.num_workers
         return PlannedLoader(
             LaidOutPairs(store, self.collate),
