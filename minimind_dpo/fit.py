@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
+from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.allocator import keep_freed_memory
 from minimind_dpo.build import (
@@ -29,11 +29,10 @@ from minimind_dpo.config import ConfigError, Problem
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.report import print_report
 from minimind_dpo.memory import is_out_of_memory, memory_advice
-from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
-from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
 from minimind_dpo.objective.registry import LOSSES
 from minimind_dpo.objective.validation import padded_mean_warning, supports_margins
+from minimind_dpo.results import export_weights, summarise
 from minimind_dpo.runs import (
     Clock,
     Run,
@@ -42,19 +41,16 @@ from minimind_dpo.runs import (
     flat,
     make_folder,
     tell_ranks,
-    versions,
     write_config,
     write_json,
 )
 from minimind_dpo.schema import Config
 from minimind_dpo.supervise import supervised
 from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
-from minimind_dpo.training.callbacks.throughput import Throughput
-from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.ranks import RankGuard, forget_failure, global_rank, share
 from minimind_dpo.training.stopping import StopRequest
-from minimind_dpo.training.storage import read_checkpoint, read_header
+from minimind_dpo.training.storage import read_header
 from minimind_dpo.validation import loss_options
 
 log = logging.getLogger(__name__)
@@ -89,32 +85,14 @@ def fit(
         Stopped: A signal came; the state is saved.
     """
     clock = Clock()
-    _quiet(config.log_level)
     first = _is_first_rank()
-    L.seed_everything(config.seed, workers=False, verbose=False)
-    if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
-        keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision(config.model.matmul_precision)
-    run = decide_run(config)
+    _prepare_process(config)
     tokenizer = build_tokenizer(config)
-    data = build_datamodule(config, tokenizer, progress=first)
-    data.prepare_data()
-    _check_margins(config, data)
-    identity = check_identity(config, data, run)
-    run = share(make_folder(run, first), config.guard.rank_timeout)
-    tell_ranks(run)
-    if first:
-        write_config(config, run.folder)
-        forget_failure(run.folder)
-        _report_data(data)
+    run, data, identity = _open_run(config, tokenizer, first)
     ranks = ranks or RankGuard()
     ranks.folder = run.folder
     policy = build_policy(config, tokenizer)
     log.info(f"Policy: {policy.describe()}")
-    if config.loss.reduction == "padded_mean":
-        log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
     module = build_module(config, policy, build_reference(config, progress=first), data)
     callbacks = build_callbacks(config, policy, run.folder, belongs=identity, stop=stop)
     trainer = build_trainer(config, callbacks, build_loggers(config, run, first), run.folder)
@@ -130,16 +108,49 @@ def fit(
     _validate_after(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
-    if config.export.which == "best":
-        _load_best(trainer, module)
-    _export(config, policy, run.folder)
-    summary = _summary(config, trainer, module, data, policy, before, clock)
+    export_weights(config, trainer, module, policy, run.folder)
+    summary = summarise(config, trainer, module, data, policy, before, clock)
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
     write_json(summary, run.folder / "summary.json")
     log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / 'summary.json'}")
     log.info(f"Curves: tensorboard --logdir {run.folder}")
     return summary
+
+
+def _prepare_process(config: Config) -> None:
+    """What holds for the whole process: messages, seeds, threads, memory, precision of products."""
+    _quiet(config.log_level)
+    L.seed_everything(config.seed, workers=False, verbose=False)
+    if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
+        keep_freed_memory()
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.set_float32_matmul_precision(config.model.matmul_precision)
+    if config.loss.reduction == "padded_mean":
+        log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
+
+
+def _open_run(
+    config: Config, tokenizer: PreTrainedTokenizerBase, first: bool
+) -> tuple[Run, PreferenceDataModule, dict[str, Any]]:
+    """Read the data, and only when it is sound and fits what is resumed, make the run's folder.
+
+    Returns:
+        The run, its data, and what its checkpoints belong to.
+    """
+    run = decide_run(config)
+    data = build_datamodule(config, tokenizer, progress=first)
+    data.prepare_data()
+    _check_margins(config, data)
+    identity = check_identity(config, data, run)
+    run = share(make_folder(run, first), config.guard.rank_timeout)
+    tell_ranks(run)
+    if first:
+        write_config(config, run.folder)
+        forget_failure(run.folder)
+        _report_data(data)
+    return run, data, identity
 
 
 def _start(
@@ -210,70 +221,6 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
     kept = (*groups, *(f"trainer.{name}" for name in (*trainer, "gradient_clip_val")))
     values = flat(config)
     return {key: values[key] for prefix in kept for key in values if key.startswith(prefix)}
-
-
-def _load_best(trainer: L.Trainer, module: DPOModule) -> None:
-    """Put the weights with the lowest monitored value back into the policy."""
-    for callback in trainer.checkpoint_callbacks:
-        best = getattr(callback, "best_model_path", "")
-        if getattr(callback, "monitor", None) and best:
-            module.load_state_dict(read_checkpoint(Path(best))["state_dict"])
-            log.info(f"Exporting the best weights, {Path(best).name}")
-            return
-    log.warning("export.which=best, but no best state was kept: exporting the last weights")
-
-
-def _export(config: Config, policy: LoadedModel, run_dir: Path) -> None:
-    folder = run_dir / "export"
-    if has_adapters(policy.model):
-        save_adapters(policy.model, run_dir / "adapters")
-        merge_adapters(policy.model)
-    if config.export.hf:
-        save_hf(policy.model, policy.tokenizer, folder)
-    if config.export.native and policy.dialect.generation is not None:
-        save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
-
-
-def _summary(
-    config: Config,
-    trainer: L.Trainer,
-    module: DPOModule,
-    data: PreferenceDataModule,
-    policy: LoadedModel,
-    before: dict[str, float],
-    clock: Clock,
-) -> dict[str, Any]:
-    callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
-    throughput = callbacks[Throughput]
-    assert data.train_store is not None
-    changed = callbacks.get(WeightsChanged)
-    return {
-        "name": config.name,
-        "train": module.last_train_metrics,
-        "val": module.last_val_metrics,
-        "val_before": before,
-        "pairs_seen": throughput.pairs,
-        "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
-        "wall_seconds": clock.wall,
-        "cpu_seconds": clock.cpu,
-        "training_seconds": throughput.seconds,
-        "pairs_per_second": throughput.pairs / max(throughput.seconds, 1e-9),
-        "weights_changed": getattr(changed, "share", None),
-        "bad_steps": module.guard.total,
-        "recognised": {
-            "dialect": policy.dialect.name,
-            "class": policy.dialect.class_name,
-            "parameters": policy.dialect.num_parameters,
-        },
-        "data": {
-            "train": data.train_store.report,
-            "train_pairs": len(data.train_rows),
-            "val_pairs": len(data.val_rows),
-        },
-        "versions": versions(),
-        "seed": config.seed,
-    }
 
 
 class _Judge:
