@@ -87,6 +87,7 @@ def build_datamodule(
         val_fraction=data.val_fraction,
         cache_dir=data.cache_dir,
         on_error=data.on_error,
+        tokenize_workers=data.tokenize_workers,
         progress=progress,
         loader=LoaderOptions(
             batch_size=data.batch_size,

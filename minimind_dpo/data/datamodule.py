@@ -72,6 +72,7 @@ class PreferenceDataModule(L.LightningDataModule):
         cache_dir: Where token stores and reference log-probs are kept.
         on_error: `stop` at bad lines with a table of them, or `skip` and count them.
         loader: How batches are cut and loaded.
+        tokenize_workers: Threads that tokenise; None for one a core.
         progress: Show progress bars.
 
     Attributes:
@@ -92,6 +93,7 @@ class PreferenceDataModule(L.LightningDataModule):
         cache_dir: str = "outputs/cache",
         on_error: str = "stop",
         loader: LoaderOptions | None = None,
+        tokenize_workers: int | None = None,
         progress: bool = True,
     ) -> None:
         super().__init__()
@@ -102,6 +104,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.cache_dir = cache_dir
         self.on_error = on_error
         self.loader = loader or LoaderOptions()
+        self.tokenize_workers = tokenize_workers
         self.progress = progress
         self.collate = Collator(
             self.loader.layout,
@@ -253,6 +256,7 @@ class PreferenceDataModule(L.LightningDataModule):
             self.cache_dir,
             on_error=self.on_error,
             progress=self.progress,
+            workers=self.tokenize_workers,
         )
 
     def _dataloader(self, store: TokenStore, sampler: StepSampler) -> DataLoader[PreferenceBatch]:
