@@ -123,10 +123,7 @@ def test_a_rank_that_disappears_or_is_stuck_ends_the_run(cli: Any) -> None:
     ):
         run = number.name
         process = cli.start(*args, f"run_dir={run}")
-        states = cli.folder / run / "checkpoints"
-        end = time.monotonic() + 90
-        while not list(states.glob("step-*.ckpt")) and time.monotonic() < end:
-            time.sleep(0.05)
+        cli.wait_for_steps(run, 1, process)
         with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
             child = int(file.read().split()[0])
         os.kill(child, number)
@@ -140,10 +137,7 @@ def test_a_rank_that_disappears_or_is_stuck_ends_the_run(cli: Any) -> None:
 
 def test_a_launcher_that_is_killed_takes_its_ranks_along(cli: Any) -> None:
     process = cli.start("trainer.devices=2", "trainer.max_epochs=200", "run_dir=run")
-    states = cli.folder / "run" / "checkpoints"
-    end = time.monotonic() + 90
-    while not list(states.glob("step-*.ckpt")) and time.monotonic() < end:
-        time.sleep(0.05)
+    cli.wait_for_steps("run", 1, process)
     process.kill()
     process.wait()
     assert process.survivors() == []
