@@ -28,7 +28,7 @@ class RichBar(RichProgressBar):
     """Lightning's rich bar with DPO's numbers beside it."""
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
-        """Loss, accuracy and margin of the newest step logged; accuracy of the newest validation."""
+        """Loss, accuracy and margin of the newest step logged, and validation accuracy."""
         assert isinstance(pl_module, DPOModule)
         shown = {s: pl_module.last_train_metrics.get(n) for n, s in SHOWN.items()}
         shown["val"] = pl_module.last_val_metrics.get("rewards/accuracies")
