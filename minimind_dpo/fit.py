@@ -114,7 +114,8 @@ def fit(
         summary["demo"] = judged.after(module.last_val_metrics)
     write_json(summary, run.folder / "summary.json")
     log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / 'summary.json'}")
-    log.info(f"Curves: tensorboard --logdir {run.folder}")
+    if config.logger.name == "tensorboard":
+        log.info(f"Curves: tensorboard --logdir {run.folder}")
     return summary
 
 
@@ -280,5 +281,7 @@ def _quiet(level: str) -> None:
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
+    # The module reduces its sums over ranks itself, exactly, before it logs their means.
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")

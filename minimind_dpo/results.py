@@ -14,6 +14,7 @@ from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
 from minimind_dpo.runs import Clock, versions
 from minimind_dpo.schema import Config
+from minimind_dpo.training.callbacks.checkpoints import BestCheckpoint
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
@@ -39,14 +40,21 @@ def export_weights(
 
 
 def _load_best(trainer: L.Trainer, module: DPOModule) -> None:
-    """Put the weights with the best monitored value back into the policy."""
-    for callback in trainer.checkpoint_callbacks:
-        best = getattr(callback, "best_model_path", "")
-        if getattr(callback, "monitor", None) and best:
-            module.load_state_dict(read_checkpoint(Path(best))["state_dict"])
-            log.info(f"Exporting the best weights, {Path(best).name}")
-            return
-    log.warning("export.which=best, but no best state was kept: exporting the last weights")
+    """Put the weights with the best monitored value into the policy, if they are not there now.
+
+    The last validation comes after training and saves no state: its weights are the policy's own.
+    """
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+    if not kept or not kept[0].best_model_path:
+        log.warning("export.which=best, but no best state was kept: exporting the last weights")
+        return
+    best, score = kept[0], float(kept[0].best_model_score or float("nan"))
+    last = module.last_val_metrics.get(str(best.monitor).removeprefix("val/"), float("nan"))
+    if last < score if best.mode == "min" else last > score:
+        log.info(f"The last weights are the best: {best.monitor} {last:.4f}")
+        return
+    module.load_state_dict(read_checkpoint(Path(best.best_model_path))["state_dict"])
+    log.info(f"Exporting the best weights, {Path(best.best_model_path).name}: {score:.4f}")
 
 
 def summarise(

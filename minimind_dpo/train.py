@@ -25,6 +25,14 @@ FAILED, WRONG_INPUT = 1, 2
 
 def main() -> None:
     """Entry point of the module and of the console script."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        # Before the run's own handlers are in place: there is nothing to save yet.
+        sys.exit(INTERRUPTED)
+
+
+def _run() -> None:
     arguments = apply_default_experiment(sys.argv[1:])
     if any(argument.startswith("-") for argument in arguments):
         _through_hydra(sys.argv[1:])

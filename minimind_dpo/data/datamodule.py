@@ -245,6 +245,7 @@ class PreferenceDataModule(L.LightningDataModule):
             self.val_rows,
             self.collate.tokens(self.val_store.lengths[self.val_rows]),
             StepShape(self.loader.batch_size, 1, ranks),
+            chosen_lengths=self.val_store.lengths[self.val_rows, 1],
             rank=0 if self.trainer is None else self.trainer.global_rank,
             shuffle=False,
         )

@@ -61,7 +61,7 @@ class StepSampler(Sampler[MicroBatch]):
         rows: int (n,) rows of the token store to visit each epoch.
         tokens: int (n,) tokens each of them costs; decides the balance only.
         chosen_lengths: int (n,) scored tokens of each chosen side, which likelihood terms divide
-            by; zeros where None.
+            by; all 1 where None.
         shape: How a step is spread.
         rank: Which rank's part to yield.
         seed: Seed of the order, the same on all ranks.
@@ -87,7 +87,7 @@ class StepSampler(Sampler[MicroBatch]):
         self.rows = np.asarray(rows, dtype=np.int64)
         self.tokens = np.asarray(tokens, dtype=np.int64)
         if chosen_lengths is None:
-            chosen_lengths = np.zeros_like(self.tokens)
+            chosen_lengths = np.ones_like(self.tokens)
         self.chosen_lengths = np.asarray(chosen_lengths, dtype=np.int64)
         self.shape = shape
         self.rank = rank

@@ -82,7 +82,7 @@ class PlainLines(ProgressBar):
     def _print_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DPOModule)
         step = module.last_train_step
-        if self.silent or step == self._printed:
+        if self.silent or step <= self._printed:
             return
         self._printed = step
         total = trainer.estimated_stepping_batches
