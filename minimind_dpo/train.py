@@ -20,7 +20,7 @@ from minimind_dpo.config import (
 )
 from minimind_dpo.schema import Config
 
-FAILED, WRONG_INPUT = 1, 2
+FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 
 
 def main() -> None:

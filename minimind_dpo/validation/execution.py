@@ -13,7 +13,7 @@ from minimind_dpo.schema import Config
 from minimind_dpo.validation.values import HALF, choice_problem, is_number, package_problems
 
 PRECISIONS: Final = ("32-true", "bf16-mixed", "16-mixed", "64-true")
-_DDP: Final = ("ddp", "ddp_spawn", "ddp_fork", "ddp_notebook")
+_DDP: Final = ("ddp",)
 _UNUSED: Final = ("", "_find_unused_parameters_false", "_find_unused_parameters_true")
 STRATEGIES: Final = ("auto", "single_device", *(name + end for name in _DDP for end in _UNUSED))
 _TIME: Final = re.compile(r"\d+:\d\d:\d\d:\d\d")
