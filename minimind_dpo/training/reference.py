@@ -130,8 +130,10 @@ class PrecomputedReference:
         jobs = []
         for store, rows in zip(data.stores, data.rows_to_score(_epochs(trainer)), strict=True):
             cache = ReferenceCache(store, self.fingerprint)
-            missing = cache.missing(rows)
-            jobs.append((store, cache, missing[trainer.global_rank :: trainer.world_size]))
+            # NOTE: shares of all rows, not of the missing ones: another rank may be writing
+            # already, and ranks that see different rows missing would leave some to nobody.
+            share = rows[trainer.global_rank :: trainer.world_size]
+            jobs.append((store, cache, cache.missing(share)))
         total = sum(len(rows) for _, _, rows in jobs)
         if total:
             torch.nn.Module.to(model, trainer.strategy.root_device)
