@@ -37,7 +37,8 @@ from speed.request import WARM_OF, Request, Result, read_results, write
 from speed.workload import SHAPES, Workload, prepare
 
 DEFAULT_WAYS = (
-    "notebook,dynamic,packed,shared,cold,warm,trl-cold,trl-warm,trl-split-cold,trl-split-warm"
+    "notebook,dynamic,packed,shared,cold,warm,split-cold,split-warm,"
+    "trl-cold,trl-warm,trl-split-cold,trl-split-warm"
 )
 WAYS = (*DEFAULT_WAYS.split(","), "trl", "trl-split", "warm-trainer")
 
@@ -61,7 +62,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--threads", type=int, default=1, help="CPU threads")
     add("--no-allocator", action="store_true", help="let glibc give freed memory back, in all ways")
     add("--trl-path", help="folder that trl is installed in, if it is not in this environment")
-    add("--trl-micro-batch", type=int, default=1, help="pairs of a forward pass of trl-split")
+    add("--micro-batch", type=int, default=1, help="pairs of a forward pass of the split ways")
     add("--profile", action="store_true", help="also write the ten most expensive operations")
     add("--seed", type=int, default=0, help="of weights and order")
     add("--out", type=Path, help="folder; outputs/benchmarks/<date>")
@@ -98,16 +99,16 @@ def _split_problems(given: argparse.Namespace) -> list[str]:
     """Steps that cannot be cut into passes of as many pairs each."""
     if not any("split" in way for way in given.ways):
         return []
-    micro, batch = given.trl_micro_batch, given.batch_size
+    micro, batch = given.micro_batch, given.batch_size
     if micro < 1 or batch % micro:
-        return [f"--trl-micro-batch {micro} must divide --batch-size {batch}"]
+        return [f"--micro-batch {micro} must divide --batch-size {batch}"]
     passes, warmup = batch // micro, given.warmup_pairs or batch
     found = []
     if given.pairs % batch:
         found.append(f"--pairs {given.pairs} must be a multiple of --batch-size {batch}")
     if warmup % passes and passes % warmup:
         found.append(f"--warmup-pairs {warmup} must divide the {passes} passes of a step")
-    return [f"{problem} for the trl-split ways" for problem in found]
+    return [f"{problem} for the split ways" for problem in found]
 
 
 def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[Request]:
@@ -136,7 +137,7 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
                     allocator=not given.no_allocator,
                     seed=given.seed,
                     matmul_size=1536 if given.device == "cpu" else 8192,
-                    trl_micro_batch=given.trl_micro_batch,
+                    micro_batch=given.micro_batch,
                     profile=str(out / f"profile-{way}.txt") if wanted else "",
                 )
             )

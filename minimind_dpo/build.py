@@ -18,6 +18,7 @@ from minimind_dpo.models.balance import balance_loss, default_aux_coef
 from minimind_dpo.models.compilation import compile_layers
 from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.models.files import locate
+from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import find_tokenizer
@@ -125,6 +126,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
             dropout=lora.dropout,
             target_modules=lora.target_modules,
         )
+    use_chosen_library(model)
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if config.model.compile:
@@ -148,6 +150,7 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         getattr(torch, reference.dtype or config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
     )
+    use_chosen_library(loaded.model)
     if reference.mode == "online":
         return OnlineReference(loaded.model)
     return PrecomputedReference(

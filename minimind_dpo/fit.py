@@ -32,6 +32,7 @@ from minimind_dpo.memory import is_out_of_memory, memory_advice
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.objective.registry import LOSSES
 from minimind_dpo.objective.validation import padded_mean_warning, supports_margins
+from minimind_dpo.products import choose_library
 from minimind_dpo.results import export_weights, summarise
 from minimind_dpo.runs import (
     Clock,
@@ -128,6 +129,7 @@ def _prepare_process(config: Config) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.model.matmul_precision)
+    choose_library(config.model.matmul_library)
     if config.loss.reduction == "padded_mean":
         log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
 

@@ -32,6 +32,7 @@ class ModelConfig:
     gradient_checkpointing: bool
     compile: bool
     matmul_precision: str
+    matmul_library: str
     trust_remote_code: bool
     lora: LoraConfig
     config: dict[str, Any] = field(default_factory=dict)

@@ -15,6 +15,12 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def _own_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that chooses what multiplies matrices chooses for itself alone."""
+    monkeypatch.setattr("minimind_dpo.products._chosen", "torch")
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Folder with numbers from the original programs; not part of this project."""

@@ -141,7 +141,7 @@ OURS = [way for way in WAYS if not way.startswith("trl")]
 @pytest.fixture(scope="module")
 def measured(workload: Workload) -> dict[str, Result]:
     torch.set_num_threads(1)
-    apart = [way for way in OURS if way != "warm"]
+    apart = [way for way in OURS if way not in ("warm", "split-warm")]
     return {r.way: r for way in apart for r in measure(_request(workload, way))}
 
 
@@ -158,7 +158,7 @@ def test_every_way_needs_the_same_arithmetic_but_for_a_reference_known_before(
     measured: dict[str, Result],
 ) -> None:
     needed = {way: result.useful_flops for way, result in measured.items()}
-    known = {way: needed[way] * 4 / 3 for way in ("warm", "warm-trainer")}
+    known = {way: needed[way] * 4 / 3 for way in ("warm", "split-warm", "warm-trainer")}
     assert {**needed, **known} == pytest.approx(dict.fromkeys(OURS, needed["shared"]))
     assert all(r.executed_flops > r.useful_flops for r in measured.values())
 
@@ -172,7 +172,10 @@ def test_ways_run_fewer_tokens_the_less_they_repeat(measured: dict[str, Result])
 
 
 def test_only_the_cold_way_spends_time_on_a_pass_ahead(measured: dict[str, Result]) -> None:
-    assert {way for way, result in measured.items() if result.pass_share > 0} == {"cold"}
+    assert {way for way, result in measured.items() if result.pass_share > 0} == {
+        "cold",
+        "split-cold",
+    }
 
 
 def test_a_cold_run_without_its_pass_is_a_warm_run(
@@ -269,7 +272,7 @@ def test_one_command_writes_table_json_and_plot(
     [
         (["--ways", "quick"], "--ways: quick; there are notebook, "),
         (["--pairs", "0"], "--pairs is 0, but must be at least 1"),
-        (["--trl-micro-batch", "3"], "--trl-micro-batch 3 must divide --batch-size 8"),
+        (["--micro-batch", "3"], "--micro-batch 3 must divide --batch-size 8"),
         (["--pairs", "12"], "--pairs 12 must be a multiple of --batch-size 8"),
         (["--warmup-pairs", "3"], "--warmup-pairs 3 must divide the 8 passes of a step"),
     ],

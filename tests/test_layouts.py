@@ -12,6 +12,7 @@ from torch import Tensor
 
 from minimind_dpo.batch import TokenizedPair, Window
 from minimind_dpo.data.collate import Collator
+from minimind_dpo.models import attention, block_attention
 from minimind_dpo.models.attention import use_planned_attention
 from minimind_dpo.objective.logps import sequence_logps
 
@@ -99,6 +100,17 @@ def assert_same_gradients(
         error = float((got[name] - gradient).norm())
         # A key bias has no gradient in theory, so small ones are compared absolutely.
         assert error <= tolerance * max(float(gradient.norm()), 1e-3 * scale), (name, error)
+
+
+@pytest.mark.parametrize("layout", ["prefix_shared", "packed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_blocks_of_queries_equal_separate_plain_forwards(
+    family: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long sequences take this way on a CPU; here short ones do too, two to four queries a block.
+    monkeypatch.setattr(attention, "LONG", 0)
+    monkeypatch.setattr(block_attention, "BLOCK_ROWS", 4)
+    test_layout_equals_separate_plain_forwards(family, layout)
 
 
 @pytest.mark.parametrize("layout", ["prefix_shared", "packed", "padded"])

@@ -28,7 +28,7 @@ MISSING = (
 
 def trl(request: Request, clock: Clock, reference: str, split: bool = False) -> Run:
     """Run it, the reference `online`, or computed ahead `cold` or `warm`."""
-    micro = request.trl_micro_batch if split else request.batch_size
+    micro = request.micro_batch if split else request.batch_size
     try:
         import datasets
         from transformers import AutoTokenizer, TrainerCallback

@@ -6,7 +6,12 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-WARM_OF = {"cold": "warm", "trl-cold": "trl-warm", "trl-split-cold": "trl-split-warm"}
+WARM_OF = {
+    "cold": "warm",
+    "split-cold": "split-warm",
+    "trl-cold": "trl-warm",
+    "trl-split-cold": "trl-split-warm",
+}
 """Ways that are measured with another: the steps of a cold run are a warm run."""
 
 
@@ -38,7 +43,7 @@ class Request:
         beta: DPO's beta.
         seed: Seed of torch.
         matmul_size: Edge of the square matrices that the device's own rate is taken with.
-        trl_micro_batch: Pairs of a forward pass of the `trl-split` ways.
+        micro_batch: Pairs of a forward pass of the `split` ways.
         profile: File for the ten most expensive operations of one more step; empty for none.
     """
 
@@ -60,7 +65,7 @@ class Request:
     beta: float = 0.1
     seed: int = 0
     matmul_size: int = 1536
-    trl_micro_batch: int = 1
+    micro_batch: int = 1
     profile: str = ""
 
     @property

@@ -17,6 +17,7 @@ from transformers import AutoTokenizer
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenization import PairTokenizer
 from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.module import DPOModule
@@ -74,6 +75,7 @@ def through_trainer(request: Request, clock: Clock) -> Run:
             "the data module's steps all have --batch-size pairs: leave --warmup-pairs out"
         )
     policy = load(request)
+    use_chosen_library(policy)
     use_planned_attention(policy, True)
     module = DPOModule(
         policy,

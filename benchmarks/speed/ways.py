@@ -6,6 +6,8 @@ packed       no padding, reference online
 shared       every prompt once for both answers, reference online
 cold         the same with the reference's log-probs computed ahead; that pass is timed too
 warm         the same without the pass, as in later epochs and later runs
+split-cold   as cold and warm, with `micro_batch` pairs a forward pass, gradients added up to the
+split-warm   same step: what `data.batch_size=1 trainer.accumulate_grad_batches=8` does
 warm-trainer warm, through Lightning's loop as a user runs it
 trl          TRL's DPOTrainer, reference online
 trl-cold     the same with its log-probs computed ahead, the pass timed too
@@ -26,6 +28,7 @@ from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.cache import ReferenceCache, TokenStore
 from minimind_dpo.data.collate import Collator
 from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.models.load import load_model
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.objective.losses import pair_losses
@@ -117,30 +120,39 @@ class Ours:
         request: What to run.
         layout: A layout of `Collator`.
         reference: The frozen model, online or ahead.
+        micro_batch: Pairs of a forward pass; gradients of a step are added up.
     """
 
-    def __init__(self, request: Request, layout: str, reference: ReferenceScorer) -> None:
+    def __init__(
+        self, request: Request, layout: str, reference: ReferenceScorer, micro_batch: int
+    ) -> None:
         self.request = request
+        self.micro_batch = micro_batch
         self.collate = Collator(layout, max_length=request.max_length)
         self.policy = load(request)
+        use_chosen_library(self.policy)
         use_planned_attention(self.policy, layout != "padded")
         self.reference = reference
         self.loss = LossOptions(beta=request.beta)
         self.optimizer = make_optimizer(self.policy, OptimizerOptions(lr=request.lr))
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> Step:
-        batch = self._move(self.collate(pairs))
-        with autocast(self.request):
-            policy = sequence_logps(self.policy, batch)
-            output = pair_losses(
-                policy, self.reference.score(batch), self.loss, margins=batch.margins
-            )
-            loss = output.losses.mean()
-        loss.backward()
+        loss = torch.zeros((), device=self.request.device)
+        for start in range(0, len(pairs), self.micro_batch):
+            part = self._losses(pairs[start : start + self.micro_batch]).sum() / len(pairs)
+            part.backward()
+            loss += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), CLIP)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(loss.detach(), norm)
+        return Step(loss, norm)
+
+    def _losses(self, pairs: Sequence[TokenizedPair]) -> Tensor:
+        batch = self._move(self.collate(pairs))
+        with autocast(self.request):
+            policy = sequence_logps(self.policy, batch)
+            reference = self.reference.score(batch)
+            return pair_losses(policy, reference, self.loss, margins=batch.margins).losses
 
     def _move(self, batch: PreferenceBatch) -> PreferenceBatch:
         if self.request.device == "cpu":
@@ -151,19 +163,21 @@ class Ours:
 def online(request: Request, clock: Clock, layout: str) -> Run:
     """Reference beside the policy."""
     reference = load(request)
+    use_chosen_library(reference)
     use_planned_attention(reference, layout != "padded")
-    step = Ours(request, layout, OnlineReference(reference))
+    step = Ours(request, layout, OnlineReference(reference), request.batch_size)
     return plain_loop(request, clock, open_store(request.store), step.policy, step)
 
 
-def ahead(request: Request, clock: Clock, timed: bool) -> Run:
+def ahead(request: Request, clock: Clock, timed: bool, split: bool = False) -> Run:
     """Reference log-probs computed ahead and read from the cache; the pass is `timed` or not.
 
     Cold, every row is computed, whatever is known of it already; warm, only what is missing.
     Hashing the weights for the cache's key is a cost of a run, not of a pair, and not timed.
     """
     store = open_store(request.store)
-    step = Ours(request, "prefix_shared", PrecomputedReference(progress=False))
+    micro_batch = request.micro_batch if split else request.batch_size
+    step = Ours(request, "prefix_shared", PrecomputedReference(progress=False), micro_batch)
     key = weights_fingerprint(step.policy)
     key += "" if request.precision == "float32" else "-bf16-mixed"
     key += f"-cold-{request.round}" if timed else ""

@@ -12,6 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from minimind_dpo.allocator import keep_freed_memory
+from minimind_dpo.products import choose_library
 from speed.arithmetic import Dimensions, executed_flops, layout_passes, useful_flops
 from speed.clock import Clock, load_average, peak_memory, synchronize
 from speed.notebook import notebook
@@ -28,6 +29,8 @@ WAYS: dict[str, Callable[[Request, Clock], Run]] = {
     "shared": lambda request, clock: online(request, clock, "prefix_shared"),
     "cold": lambda request, clock: ahead(request, clock, timed=True),
     "warm": lambda request, clock: ahead(request, clock, timed=False),
+    "split-cold": lambda request, clock: ahead(request, clock, timed=True, split=True),
+    "split-warm": lambda request, clock: ahead(request, clock, timed=False, split=True),
     "warm-trainer": through_trainer,
     "trl": lambda request, clock: trl(request, clock, "online"),
     "trl-cold": lambda request, clock: trl(request, clock, "cold"),
@@ -36,7 +39,7 @@ WAYS: dict[str, Callable[[Request, Clock], Run]] = {
     "trl-split-cold": lambda request, clock: trl(request, clock, "cold", split=True),
     "trl-split-warm": lambda request, clock: trl(request, clock, "warm", split=True),
 }
-WARM = ("warm", "warm-trainer", "trl-warm", "trl-split-warm")
+WARM = ("warm", "split-warm", "warm-trainer", "trl-warm", "trl-split-warm")
 """Ways whose work leaves the reference out."""
 
 
@@ -45,6 +48,7 @@ def measure(request: Request) -> list[Result]:
     torch.set_num_threads(request.threads)
     if request.allocator:
         keep_freed_memory()
+    choose_library()
     torch.manual_seed(request.seed)
     clock = Clock(request.device, getattr(torch, request.precision), request.matmul_size)
     idle = peak_memory(request.device)
@@ -89,9 +93,9 @@ def _count(request: Request, run: Run, result: Result) -> None:
     dims = Dimensions.of(run.policy)
     layout, batch = result.way, request.batch_size
     if layout.startswith("trl"):
-        batch = request.trl_micro_batch if "split" in layout else batch
+        batch = request.micro_batch if "split" in layout else batch
         layout = "dynamic"
-    elif layout in ("cold", *WARM):
+    elif layout in ("cold", "split-cold", *WARM):
         layout = "shared"
     passes = layout_passes(layout, lengths, batch, request.max_length)
     reference = result.way not in WARM

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.products import product
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits alive at once: 32 MiB in float32."""
@@ -199,7 +200,7 @@ class _ScoredLogps(torch.autograd.Function):
                 dz.scatter_add_(1, target_id[part, None], upstream)
                 dz = dz.mul_(slope).to(compute)
                 if grad_states is not None:
-                    grad_states[part] = (dz @ cast_weight).to(states.dtype)
+                    grad_states[part] = product(dz, cast_weight.t()).to(states.dtype)
                 if grad_weight is not None:
                     _add_product(grad_weight, dz.t(), h)
                 if grad_bias is not None:
@@ -220,7 +221,7 @@ def _chunks(total: int, rows: int) -> list[slice]:
 def _logits(
     h: Tensor, weight: Tensor, bias: Tensor | None, scale: float, softcap: float, exact: torch.dtype
 ) -> Tensor:
-    z = (h @ weight.t()).to(exact)
+    z = product(h, weight).to(exact)
     if bias is not None:
         z += bias.to(exact)
     if scale != 1.0:
@@ -230,7 +231,4 @@ def _logits(
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, with the sum in the precision of `total`."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += (left @ right).to(total.dtype)
+    total += product(left, right.t()).to(total.dtype)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from minimind_dpo.config import Problem, nearest
+from minimind_dpo.products import LIBRARIES
 from minimind_dpo.schema import Config
 
 HALF: Final = "updates of DPO's size vanish in half-precision weights"
@@ -17,6 +18,7 @@ _CHOICES: Final[dict[str, tuple[str, ...]]] = {
     "log_level": ("debug", "info", "warning", "error"),
     "export.which": ("last", "best"),
     "model.matmul_precision": ("highest", "high", "medium"),
+    "model.matmul_library": LIBRARIES,
     "data.layout": ("prefix_shared", "packed", "padded"),
     "data.chat_template": ("auto", "none"),
     "data.empty_think": ("keep", "remove"),
