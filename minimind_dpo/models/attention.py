@@ -26,7 +26,7 @@ from minimind_dpo.models.block_attention import block_attention
 
 PLANNED = "minimind_dpo_planned"
 
-LONG = 64
+LONG = 192
 """Mean number of keys a sequence from which blocks of queries are the faster way on a CPU."""
 
 
