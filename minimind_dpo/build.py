@@ -16,12 +16,10 @@ from minimind_dpo.data.tokenization import PairTokenizer
 from minimind_dpo.models.attention import use_planned_attention
 from minimind_dpo.models.balance import balance_loss, default_aux_coef
 from minimind_dpo.models.compilation import compile_layers
-from minimind_dpo.models.dialects import CheckpointError
-from minimind_dpo.models.files import locate
 from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
-from minimind_dpo.models.tokenizers import find_tokenizer
+from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.runs import Run, flat
 from minimind_dpo.schema import Config
 from minimind_dpo.training.callbacks.checkpoints import make_checkpoints
@@ -59,13 +57,7 @@ def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
         CheckpointError: None was named and none lies beside the model.
     """
     model = config.model
-    found = find_tokenizer(locate(model.path), model.tokenizer, model.trust_remote_code)
-    if found is None:
-        raise CheckpointError(
-            f"no tokenizer lies beside {model.path}. Set model.tokenizer to a folder with "
-            "tokenizer.json and tokenizer_config.json, or to a hub name"
-        )
-    return found
+    return need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
 
 
 def build_datamodule(
@@ -149,6 +141,7 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         config.model.config if reference.path is None else None,
         getattr(torch, reference.dtype or config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
+        key="model.path" if reference.path is None else "reference.path",
     )
     use_chosen_library(loaded.model)
     if reference.mode == "online":

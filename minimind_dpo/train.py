@@ -55,7 +55,7 @@ def _checked_config(arguments: Sequence[str]) -> Config:
         config = compose(arguments)
         from minimind_dpo.validation import validate
 
-        validate(config, world_size=_launched_world_size())
+        validate(config, world_size=_launched_world_size(), read_checkpoints=True)
     except ConfigError as error:
         print(f"Error: {error}", file=sys.stderr)
     except (HydraException, OmegaConfBaseException) as error:

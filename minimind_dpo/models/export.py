@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from minimind_dpo.models.attention import plain_attention
 from minimind_dpo.models.dialects import CheckpointError, Dialect, dtype_name
 from minimind_dpo.models.files import check_finite
-from minimind_dpo.models.hub import no_progress_bar
+from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.mapping import to_native
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
@@ -112,7 +112,7 @@ def save_hf(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         named = model.config.dtype
-        with plain_attention(model), no_progress_bar():
+        with plain_attention(model), quiet():
             model.save_pretrained(temporary, state_dict=state)
         model.config.dtype = named  # saving leaves a string there
         _name_dtype(temporary / "config.json", dtype or model.dtype)

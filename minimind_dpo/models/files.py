@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from minimind_dpo.models.dialects import CheckpointError
+from minimind_dpo.models.reach import find_on_hub
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -34,7 +36,7 @@ _ZIP_ERRORS = (
 
 
 def locate(path: str | Path, key: str = "model.path") -> Path | str:
-    """An existing file or folder, or the name of a hub's model.
+    """An existing file or folder, or the name of a model on a hub that can be reached.
 
     Args:
         path: What the user gave; `modelscope:NAME` is fetched from there into its cache.
@@ -42,7 +44,7 @@ def locate(path: str | Path, key: str = "model.path") -> Path | str:
 
     Raises:
         CheckpointError: It looks like a local path and does not exist (near matches are listed),
-            or is no hub name either, or ModelScope cannot be reached.
+            or is no hub name either, or neither the hub nor its cache can be asked.
     """
     text = str(path)
     if text.startswith(MODELSCOPE):
@@ -52,7 +54,7 @@ def locate(path: str | Path, key: str = "model.path") -> Path | str:
         return local
     if isinstance(path, Path) or _looks_local(text) or not _HUB_NAME.fullmatch(text):
         raise CheckpointError(f"{key}={text}: no such file or folder. {_near_matches(local)}")
-    return text
+    return find_on_hub(text, key)
 
 
 def _looks_local(text: str) -> bool:
@@ -95,7 +97,7 @@ def _from_modelscope(name: str, key: str) -> Path:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a native file, on the CPU, as stored.
+    """The state dict in a native file, on the CPU, as stored; mapped into memory where possible.
 
     Raises:
         CheckpointError: The file is empty, damaged, not torch's, or not a plain dict of floating
@@ -105,7 +107,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is empty (0 bytes). Copy or download it again")
     _check_sums(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        # torch maps files of its zip format only; older ones are read.
+        mapped = zipfile.is_zipfile(path)
+        with warnings.catch_warnings():  # about pickles of a sort that is refused anyway
+            warnings.simplefilter("ignore", UserWarning)
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # a damaged pickle raises nearly anything
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
@@ -14,6 +14,9 @@ from transformers.utils import logging
 
 from minimind_dpo.models.dialects import CheckpointError, Dialect
 from minimind_dpo.models.files import check_finite
+
+Device = Literal["cpu", "meta"]
+"""Where a model is built; on `meta` it has shapes and no weights."""
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -30,6 +33,8 @@ def load_hub_model(
     dtype: torch.dtype,
     dropout: float,
     trust_remote_code: bool,
+    device: Device = "cpu",
+    key: str = "model.path",
 ) -> tuple[PreTrainedModel, Dialect]:
     """Load a Hugging Face folder or hub name, strictly.
 
@@ -40,6 +45,8 @@ def load_hub_model(
         dtype: Number format to load into.
         dropout: Probability for every dropout of the configuration.
         trust_remote_code: Let it run the Python code that comes with it.
+        device: `meta` compares keys and shapes alone.
+        key: The configuration key that names the source, for messages.
 
     Raises:
         CheckpointError: It cannot be fetched, lacks weights or holds others.
@@ -48,7 +55,7 @@ def load_hub_model(
     _override(config, overrides, str(source))
     _set_dropout(config, dropout)
     try:
-        with no_progress_bar():
+        with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
@@ -56,15 +63,15 @@ def load_hub_model(
                 trust_remote_code=trust_remote_code,
                 weights_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, which refuses them
+                # Left out otherwise: any other device makes transformers wrap the model.
+                **({"device_map": "meta"} if device == "meta" else {}),
             )
     except Exception as error:  # files, network, shapes and remote code all fail in their own way
-        raise CheckpointError(
-            f"model.path={source} cannot be loaded: {error}. Check the weights and the overrides "
-            "under model.config"
-        ) from error
+        raise CheckpointError(f"{key}={source} cannot be loaded: {_why(error)}") from error
     model, report = loaded
     _check_report(report, str(source))
-    check_finite(model.state_dict(), str(source))
+    _check_finite(model, source)
     file_dtype = _stored_dtype(source) if isinstance(source, Path) else None
     return model, Dialect(
         name="hf",
@@ -74,19 +81,21 @@ def load_hub_model(
     )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(folder: Path, key: str) -> None:
     if (folder / "config.json").is_file():
         return
     native = sorted(path.name for path in folder.glob("*.pt*"))
     hint = (
-        f"It holds {', '.join(native[:5])}; give model.path one of these files"
+        f"It holds {', '.join(native[:5])}; give {key} one of these files"
         if native
-        else "Give model.path a native file, or a folder that save_pretrained wrote"
+        else f"Give {key} a native file, or a folder that save_pretrained wrote"
     )
-    raise CheckpointError(f"model.path={folder} has no config.json. {hint}")
+    raise CheckpointError(f"{key}={folder} has no config.json. {hint}")
 
 
-def read_config(source: Path | str, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(
+    source: Path | str, trust_remote_code: bool, key: str = "model.path"
+) -> PreTrainedConfig:
     """Configuration of a Hugging Face folder or hub name.
 
     Raises:
@@ -94,23 +103,37 @@ def read_config(source: Path | str, trust_remote_code: bool) -> PreTrainedConfig
             a decoder-only model.
     """
     if isinstance(source, Path):
-        _check_folder(source)
+        _check_folder(source, key)
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with quiet():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing name, the network, JSON, code that is not trusted
         where = (
             "" if isinstance(source, Path) else ": no such local path, and the hub gave no model"
         )
-        raise CheckpointError(
-            f"model.path={source}{where}: {error}. Models with code of their own need "
-            "model.trust_remote_code=true"
-        ) from error
+        raise CheckpointError(f"{key}={source}{where}: {_why(error)}") from error
     if config.is_encoder_decoder:
         raise CheckpointError(
-            f"model.path={source} is an encoder-decoder ({config.model_type}); only decoder-only "
+            f"{key}={source} is an encoder-decoder ({config.model_type}); only decoder-only "
             "models are supported"
         )
     return config
+
+
+def _why(error: Exception) -> str:
+    """What made transformers or torch fail, and what to do; not what they advise about code."""
+    text = str(error).strip().rstrip(".") or type(error).__name__
+    if "trust_remote_code" in text:
+        return (
+            "it comes with Python code of its own, which is not run. If you trust it, allow that "
+            "with model.trust_remote_code=true"
+        )
+    if "weights_only" in text:
+        return (
+            "its weights hold Python objects, which are not loaded because that can run code. Use "
+            "safetensors, or a file of plain weights"
+        )
+    return f"{text}. Check its files, and the overrides under model.config"
 
 
 def _override(config: PreTrainedConfig, overrides: dict[str, Any], where: str) -> None:
@@ -144,7 +167,7 @@ def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:
 
 def _check_report(report: dict[str, Any], where: str) -> None:
     problems = [
-        f"{len(report[kind])} {what}: {', '.join(sorted(map(str, report[kind]))[:5])}"
+        f"{len(report[kind])} {what}: {', '.join(sorted(map(_spelt, report[kind]))[:5])}"
         for kind, what in (
             ("missing_keys", "missing"),
             ("unexpected_keys", "left over"),
@@ -154,8 +177,28 @@ def _check_report(report: dict[str, Any], where: str) -> None:
     ]
     if problems:
         raise CheckpointError(
-            f"{where}: keys {'; '.join(problems)}. The weights do not belong to this config.json"
+            f"{where}: keys {'; '.join(problems)}. The weights do not belong to this config.json "
+            "with the overrides under model.config"
         )
+
+
+def _spelt(entry: Any) -> str:
+    """A key of transformers' loading report, or a key with two shapes."""
+    if isinstance(entry, str):
+        return entry
+    key, stored, expected = entry
+    return f"{key} {tuple(stored)} where {tuple(expected)} is expected"
+
+
+def _check_finite(model: PreTrainedModel, source: Path | str) -> None:
+    """As loaded; where the model has no weights, tensor by tensor in the folder's own files."""
+    if model.device.type != "meta":
+        check_finite(model.state_dict(), str(source))
+        return
+    for path in sorted(source.glob("*.safetensors")) if isinstance(source, Path) else ():
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                check_finite({key: file.get_tensor(key)}, str(path))
 
 
 def _stored_dtype(folder: Path) -> torch.dtype | None:
@@ -168,12 +211,14 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
 
 
 @contextlib.contextmanager
-def no_progress_bar() -> Iterator[None]:
-    """Keep transformers' weight bar out of a log that has one of its own."""
-    shown = logging.is_progress_bar_enabled()
+def quiet() -> Iterator[None]:
+    """Keep transformers' own bars and reports out of a log that tells the same in its own words."""
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()

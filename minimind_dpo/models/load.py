@@ -3,6 +3,9 @@
     native MiniMind file -> read -> recognise -> fields -> transformers class, strictly loaded
     Hugging Face folder or hub name -> AutoModelForCausalLM, strictly loaded
 
+On the device `meta` the same happens to shapes alone: whatever is wrong with a checkpoint is found
+in a moment and in no memory, long before its weights are needed.
+
 Dropout is off unless asked for: active in the policy alone it adds noise to every log-ratio.
 """
 
@@ -21,9 +24,14 @@ from transformers.initialization import no_init_weights
 from minimind_dpo.models.dialects import CheckpointError, Dialect, common_prefix, recognise
 from minimind_dpo.models.fields import resolve_fields, transformers_config
 from minimind_dpo.models.files import check_finite, locate, read_tensors
-from minimind_dpo.models.hub import load_hub_model, read_config
-from minimind_dpo.models.mapping import causal_mask, is_mask, to_transformers
-from minimind_dpo.models.tokenizers import check_vocabulary, find_tokenizer, set_special_tokens
+from minimind_dpo.models.hub import Device, load_hub_model, read_config
+from minimind_dpo.models.mapping import causal_mask, check_whole, is_mask, to_transformers
+from minimind_dpo.models.tokenizers import (
+    check_vocabulary,
+    find_tokenizer,
+    no_tokenizer,
+    set_special_tokens,
+)
 
 
 @dataclass
@@ -50,10 +58,7 @@ class LoadedModel:
             CheckpointError: None was named and none lies beside the model.
         """
         if self._tokenizer is None and self._tokenizer_wanted:
-            raise CheckpointError(
-                f"no tokenizer lies beside {self.path}. Set model.tokenizer to a folder with "
-                "tokenizer.json and tokenizer_config.json, or to a hub name"
-            )
+            raise no_tokenizer(self.path)
         return self._tokenizer
 
     @property
@@ -74,6 +79,8 @@ def load_model(
     *,
     dropout: float = 0.0,
     trust_remote_code: bool = False,
+    device: Device = "cpu",
+    key: str = "model.path",
 ) -> LoadedModel:
     """Load a causal language model with its tokenizer.
 
@@ -88,9 +95,11 @@ def load_model(
         dtype: Number format of the loaded weights.
         dropout: Probability used wherever the architecture can drop; 0 is right for DPO.
         trust_remote_code: Let a hub model run the Python code that comes with it.
+        device: `meta` builds the model without its weights, and refuses what `cpu` would refuse.
+        key: The configuration key that names the path, for messages.
 
     Returns:
-        The model on the CPU in evaluation mode, with transformers' own attention.
+        The model on that device in evaluation mode, with transformers' own attention.
 
     Raises:
         CheckpointError: Whatever is wrong with path, file, config or tokenizer.
@@ -99,26 +108,26 @@ def load_model(
         raise CheckpointError(f"model.dropout={dropout} must be at least 0 and below 1")
     if not dtype.is_floating_point:
         raise CheckpointError(f"dtype={dtype} must be a floating point type")
-    source = locate(path)
+    source = locate(path, key)
     native = isinstance(source, Path) and source.is_file()
-    settings = None if native else read_config(source, trust_remote_code)
+    settings = None if native else read_config(source, trust_remote_code, key)
     found = find_tokenizer(source, tokenizer, trust_remote_code)
     overrides = dict(config or {})
     if settings is None:
-        model, dialect = _load_native(Path(source), overrides, dtype, dropout)
+        model, dialect = _load_native(Path(source), overrides, dtype, dropout, device)
     else:
         model, dialect = load_hub_model(
-            source, settings, overrides, dtype, dropout, trust_remote_code
+            source, settings, overrides, dtype, dropout, trust_remote_code, device, key
         )
     if found is not None:
-        check_vocabulary(found, model, str(path))
+        check_vocabulary(found, model, f"{key}={path}")
         if dialect.generation is not None:
             set_special_tokens(model, found)
     return LoadedModel(model.eval(), dialect, str(path), found, tokenizer is not False)
 
 
 def _load_native(
-    path: Path, overrides: dict[str, Any], dtype: torch.dtype, dropout: float
+    path: Path, overrides: dict[str, Any], dtype: torch.dtype, dropout: float, device: Device
 ) -> tuple[PreTrainedModel, Dialect]:
     where = str(path)
     if path.suffix == ".safetensors":
@@ -132,11 +141,13 @@ def _load_native(
     shapes = {key: tensor.shape for key, tensor in state.items()}
     generation, moe = recognise(shapes, where, overrides.get("generation"))
     fields = resolve_fields(generation, moe, shapes, overrides, where)
-    weights = to_transformers(state, generation, moe, fields, where)
+    check_whole(state, generation, moe, fields, where)
     check_finite({key: tensor for key, tensor in state.items() if not is_mask(key)}, where)
     mask_fill = _mask_fill(state, fields, where)
+    placed = {key: tensor.to(device) for key, tensor in state.items()}
+    weights = to_transformers(placed, generation, moe, fields, where)
     settings = transformers_config(generation, moe, fields, dropout)
-    with no_init_weights():
+    with no_init_weights(), torch.device(device):
         model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
     _load_strictly(model, weights, where)
     return model, Dialect(

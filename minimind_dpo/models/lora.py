@@ -16,6 +16,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from minimind_dpo.models.dialects import CheckpointError
+from minimind_dpo.models.hub import quiet
 
 MISSING = "model.lora needs a package that is not installed: pip install 'minimind-dpo[lora]'"
 
@@ -77,7 +78,8 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters alone, in peft's own format."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with quiet():
+        model.save_pretrained(folder)
 
 
 def merge_adapters(model: PreTrainedModel) -> None:

@@ -144,14 +144,14 @@ def causal_mask(size: int, fill: float, dtype: torch.dtype) -> Tensor:
     return torch.full((1, 1, size, size), fill).triu(1).to(dtype)
 
 
-def to_transformers(
+def check_whole(
     state: Mapping[str, Tensor],
     generation: Generation,
     moe: bool,
     fields: Mapping[str, Any],
     where: str,
-) -> dict[str, Tensor]:
-    """State dict of the transformers model from that of a native file.
+) -> None:
+    """Refuse a native file that does not hold exactly one model of its dialect.
 
     Args:
         state: Native tensors by key without wrapper prefix; masks are left aside.
@@ -161,11 +161,9 @@ def to_transformers(
         where: The file, for messages.
 
     Raises:
-        CheckpointError: Keys are missing or left over, parts do not fit each other, or a tied
-            head differs from the embedding.
+        CheckpointError: Keys are missing or left over, or a tied head differs from the embedding.
     """
-    made = list(rules(generation, moe, fields))
-    wanted = {source for rule in made for source in rule.sources}
+    wanted = {source for rule in rules(generation, moe, fields) for source in rule.sources}
     left = {key for key in state if not is_mask(key)} - wanted
     if generation.tied:
         left.discard(generation.names.head)
@@ -186,8 +184,29 @@ def to_transformers(
             f"{where}: {generation.names.head} and {generation.names.embedding} differ, but "
             f"{generation.name} ties them: they are one tensor. The file is not of this generation"
         )
+
+
+def to_transformers(
+    state: Mapping[str, Tensor],
+    generation: Generation,
+    moe: bool,
+    fields: Mapping[str, Any],
+    where: str,
+) -> dict[str, Tensor]:
+    """State dict of the transformers model from that of a native file.
+
+    Args:
+        state: Native tensors, found whole by `check_whole`; on any device, `meta` among them.
+        generation: As recognised.
+        moe: As recognised.
+        fields: As resolved.
+        where: The file, for messages.
+
+    Raises:
+        CheckpointError: Parts do not fit each other.
+    """
     result = {}
-    for rule in made:
+    for rule in rules(generation, moe, fields):
         try:
             result[rule.target] = rule.join([state[source] for source in rule.sources])
         except RuntimeError as error:

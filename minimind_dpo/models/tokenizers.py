@@ -10,11 +10,34 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.models.files import locate
+from minimind_dpo.models.hub import quiet
 
 log = logging.getLogger(__name__)
 
 _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|END_OF_TURN_TOKEN|>")
+
+
+def need_tokenizer(
+    path: str | Path, tokenizer: str | Path | None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model that is not loaded; as `find_tokenizer`, and there has to be one.
+
+    Raises:
+        CheckpointError: There is none, or as `find_tokenizer`.
+    """
+    found = find_tokenizer(locate(path), tokenizer, trust_remote_code)
+    if found is None:
+        raise no_tokenizer(path)
+    return found
+
+
+def no_tokenizer(path: str | Path) -> CheckpointError:
+    """The error where a tokenizer is needed, none is named, and none lies beside the model."""
+    return CheckpointError(
+        f"no tokenizer lies beside {path}. Set model.tokenizer to a folder with "
+        "tokenizer.json and tokenizer_config.json, or to a hub name"
+    )
 
 
 def find_tokenizer(
@@ -46,7 +69,10 @@ def find_tokenizer(
                 f"model.tokenizer={tokenizer} is not a folder that holds a tokenizer "
                 f"({', '.join(_FILES)})"
             )
-        return _load(named, "model.tokenizer", trust_remote_code)
+        found = _load(named, "model.tokenizer", trust_remote_code)
+        if isinstance(source, Path) and source.is_dir() and _holds_tokenizer(source):
+            _check_agrees(found, _load(source, "model.path", trust_remote_code), source)
+        return found
     if isinstance(source, str):
         return _load(source, "model.path", trust_remote_code)
     folder = source if source.is_dir() else source.parent
@@ -61,12 +87,36 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        with quiet():
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     except Exception as error:  # transformers and its tokenizers raise nearly anything here
+        why = str(error).strip().rstrip(".")
+        if "trust_remote_code" in why:
+            why = (
+                "it comes with Python code of its own, which is not run unless "
+                "model.trust_remote_code=true allows it"
+            )
         raise CheckpointError(
-            f"{key}={source}: its tokenizer cannot be loaded: {error}. Set model.tokenizer to a "
+            f"{key}={source}: its tokenizer cannot be loaded: {why}. Set model.tokenizer to a "
             "folder with tokenizer.json and tokenizer_config.json, or to a hub name"
         ) from error
+
+
+def _check_agrees(
+    named: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, folder: Path
+) -> None:
+    """Refuse a tokenizer that numbers the special tokens otherwise than the model's own."""
+    vocabulary, numbers = own.get_vocab(), named.get_vocab()
+    moved = [
+        f"{token} is {numbers[token]} and was {vocabulary[token]}"
+        for token in named.all_special_tokens
+        if token in numbers and vocabulary.get(token, numbers[token]) != numbers[token]
+    ]
+    if moved:
+        raise CheckpointError(
+            f"model.tokenizer numbers special tokens otherwise than the tokenizer in {folder}, "
+            f"which the model was trained with: {', '.join(moved)}. Leave model.tokenizer out"
+        )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, path: str) -> None:
@@ -76,25 +126,33 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
     nothing, is let through with a line in the log: transformers gives it a number of its own after
     the vocabulary. (minimind-v-learn's settings say `<|endoftext|>`, its vocabulary `<endoftext>`.)
 
+    Args:
+        tokenizer: The tokenizer.
+        model: The model; one without weights does.
+        path: What names the model, for messages.
+
     Raises:
         CheckpointError: The tokenizer is larger than the embedding.
     """
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
-    if len(tokenizer) <= rows:
-        return
     beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
     needed = {end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id}
     needed.add(tokenizer.pad_token_id)
+    if not beyond:
+        return
     named = set(tokenizer.all_special_tokens)
     if len(beyond) > len(tokenizer.special_tokens_map) or any(
         token not in named or id in needed for token, id in beyond.items()
     ):
+        largest = max(beyond, key=lambda token: beyond[token])
         raise CheckpointError(
             f"the tokenizer has {len(tokenizer)} tokens, but the embedding of {path} has {rows} "
-            "rows: they do not belong together. Set model.tokenizer to the one the model was "
-            "trained with"
+            f"rows (token {largest!r} is number {beyond[largest]}): they do not belong together. "
+            "Set model.tokenizer to the one the model was trained with"
         )
+    if model.device.type == "meta":
+        return  # told when the weights are loaded
     log.warning(
         "The tokenizer names special token(s) that its vocabulary lacks: %s; the model has no row "
         "for them (%d rows). They are never used unless text that spells them is parsed.",

@@ -111,8 +111,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle that is not torch's raises nearly anything
         raise DamagedCheckpointError(
-            f"{path} cannot be read: it is no checkpoint, or holds Python objects, which are not "
-            f"loaded because that can run code ({_first_line(error)})"
+            f"{path} cannot be read as a checkpoint: {_why_unread(error)}"
         ) from error
     if not isinstance(loaded, dict) or not {"state_dict", "loops"} <= loaded.keys():
         raise DamagedCheckpointError(
@@ -137,9 +136,18 @@ def read_header(path: Path) -> dict[str, Any]:
         return dict(loaded[HEADER])
     except Exception as error:
         raise DamagedCheckpointError(
-            f"{path} is no checkpoint of this program ({_first_line(error)}). Resume needs a file "
+            f"{path} is no checkpoint of this program: {_why_unread(error)}. Resume needs a file "
             "of a run's checkpoints folder; weights alone are named with model.path"
         ) from error
+
+
+def _why_unread(error: Exception) -> str:
+    """Without torch's advice to load it in a way that runs its code."""
+    if "weights_only" in str(error):
+        return "it holds Python objects, which are not loaded because that can run code"
+    if isinstance(error, KeyError):
+        return f"it has no entry {error}"
+    return _first_line(error)
 
 
 def verify(path: Path) -> None:

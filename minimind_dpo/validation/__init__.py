@@ -1,8 +1,9 @@
 """Check every value of a configuration before anything is loaded; raise once, with all problems.
 
 Types and names of keys are Hydra's business (`minimind_dpo.config`). Here are choices, ranges,
-values that exclude each other, files that have to exist, and what this machine has. No model and
-no line of data is read.
+values that exclude each other, files that have to exist, and what this machine has; last, whether
+model, tokenizer and reference are whole and fit each other, which takes reading them. No line of
+data is read, and no weight is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ __all__ = ["Machine", "loss_options", "parse_devices", "validate"]
 
 
 def validate(
-    config: Config, *, machine: Machine | None = None, world_size: int | None = None
+    config: Config,
+    *,
+    machine: Machine | None = None,
+    world_size: int | None = None,
+    read_checkpoints: bool = False,
 ) -> None:
     """Refuse a configuration that cannot work, before a run folder exists.
 
@@ -25,6 +30,8 @@ def validate(
         config: From `minimind_dpo.config.compose` or `to_config`.
         machine: What to train on; asked of torch where None.
         world_size: Processes that a launcher (torchrun, SLURM) started, where one did.
+        read_checkpoints: Look into model, tokenizer and reference as well: seconds, since
+            transformers is imported for it.
 
     Raises:
         ConfigError: With every problem that was found.
@@ -45,5 +52,9 @@ def validate(
         *execution.compile_problems(config),
         *execution.callback_problems(config),
     ]
+    if read_checkpoints:
+        from minimind_dpo.validation.checkpoints import checkpoint_problems
+
+        found += checkpoint_problems(config, {problem.key for problem in found})
     if found:
         raise ConfigError(found)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from minimind_dpo.models import CheckpointError, load_model
@@ -131,9 +134,83 @@ def test_a_name_that_the_hub_does_not_give_says_so(monkeypatch: pytest.MonkeyPat
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("offline, and it is not in the cache")
 
+    monkeypatch.setattr("minimind_dpo.models.reach.why_unreachable", lambda endpoint: None)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
     with pytest.raises(CheckpointError, match=r"no such local path, and the hub gave no model"):
         load_model("someone/minimind-of-theirs")
+
+
+def test_a_hub_that_cannot_be_reached_is_told_at_once_with_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing listens on the discard port of this machine.
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    started = time.monotonic()
+    with pytest.raises(CheckpointError) as caught:
+        load_model("nobody/nothing")
+    assert time.monotonic() - started < 10
+    told = str(caught.value)
+    assert "model.path=nobody/nothing: there is no such file or folder" in told
+    assert "the hub http://127.0.0.1:9 cannot be reached" in told
+    assert f"the cache {tmp_path}" in told
+    for way in ("HF_ENDPOINT=", "model.path=modelscope:nobody/nothing", "give its folder"):
+        assert way in told
+
+
+def test_without_the_hub_a_model_of_its_cache_is_loaded_and_said_to_be(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    revision = "0" * 40
+    kept = tmp_path / "cache" / "models--some--cached"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(revision)
+    shutil.copytree(folder, kept / "snapshots" / revision)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    assert load_model("some/cached").dialect.name == "hf"
+    assert "model.path=some/cached is taken from the cache" in caplog.text
+
+
+def test_onto_the_meta_device_a_model_loads_without_weights_and_is_checked_the_same(
+    folder: Path, v2_file: Path
+) -> None:
+    for path, config in ((folder, None), (v2_file, HEADS)):
+        whole = load_model(path, False, config)
+        bare = load_model(path, False, config, device="meta")
+        assert {tensor.device.type for tensor in bare.model.parameters()} == {"meta"}
+        shapes = {key: tensor.shape for key, tensor in whole.model.state_dict().items()}
+        assert {key: t.shape for key, t in bare.model.state_dict().items()} == shapes
+        assert bare.dialect == whole.dialect
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"] = torch.full((16,), float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"NaN or infinite numbers: model.norm.weight"):
+        load_model(folder, device="meta")
+    weights["model.norm.weight"] = torch.zeros(7)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    for device in ("cpu", "meta"):
+        with pytest.raises(
+            CheckpointError, match=r"model.norm.weight \(7,\) where \(16,\) is expected"
+        ):
+            load_model(folder, device=device)
+
+
+def test_a_tokenizer_with_other_special_numbers_than_the_models_own_is_refused(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = json.loads((folder / "tokenizer.json").read_text())
+    moved = {"<|im_end|>": 3, "<|im_start|>": 2}
+    assert "<|im_end|>" in other["model"]["vocab"], other["model"]["vocab"]
+    swap = {other["model"]["vocab"][token]: number for token, number in moved.items()}
+    vocabulary = other["model"]["vocab"]
+    other["model"]["vocab"] = {t: swap.get(n, n) for t, n in vocabulary.items()}
+    for added in other["added_tokens"]:
+        added["id"] = swap.get(added["id"], added["id"])
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "tokenizer.json").write_text(json.dumps(other))
+    with pytest.raises(CheckpointError, match="numbers special tokens otherwise"):
+        load_model(folder, tmp_path / "other")
 
 
 def test_a_folder_of_this_machine_marks_a_name_as_local(
