@@ -17,7 +17,7 @@ from typing import Any, Final
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
@@ -199,16 +199,17 @@ _NAMED: Final = re.compile(
 )
 
 
-def apply_default_experiment(overrides: Sequence[str]) -> list[str]:
+def apply_default_experiment(overrides: Sequence[str], flags: Sequence[str] = ()) -> list[str]:
     """Add `experiment=demo` where the command line says nothing about what to train.
 
     It says something if it names `model.path`, `data.train`, an experiment, another file of the
     groups `model` or `data`, or a configuration folder or file of the user's own.
 
     Args:
-        overrides: The command line without the program's name; flags may be among them.
+        overrides: The command line's `key=value`.
+        flags: The rest of it.
     """
-    if any(_NAMED.match(override) for override in overrides):
+    if any(_NAMED.match(argument) for argument in (*overrides, *flags)):
         return list(overrides)
     return [*overrides, "experiment=demo"]
 
@@ -223,6 +224,15 @@ def compose_problem(error: Exception, overrides: Sequence[str] = ()) -> Problem:
     # Where Hydra looked for a group's options says nothing to a user.
     message = str(error).strip().split("\nConfig search path")[0]
     given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    nameless = [override for override in overrides if re.match(r"[+~]*=", override)]
+    if nameless:
+        return Problem("command line", f"{nameless[0]} names no key", "Give key=value.")
+    if isinstance(error, OverrideParseException):
+        cause = re.sub(r"See https:.*|Error parsing override '.*'", "", message)
+        why = f"cannot be read ({' '.join(cause.split())})"
+        key, equals, value = error.override.lstrip("+~").partition("=")
+        fix = "Give it as key=value; quote what holds brackets, quotes or spaces: key='\"a b\"'."
+        return Problem(key or "command line", why, fix, value if equals else ...)
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         key = unknown.group(1)
@@ -231,7 +241,14 @@ def compose_problem(error: Exception, overrides: Sequence[str] = ()) -> Problem:
     if merging and error.__cause__ is not None:
         key = merging.group(1)
         return Problem(key, str(error.__cause__).splitlines()[0], value=given.get(key, ...))
-    return Problem("command line", re.sub(r"\s*\n\s*", " ", message))
+    message = re.sub(r"\s*\n\s*", " ", message)
+    missing = re.search(r"Could not find '(\w+)/(.+)' (Available options in .*: )(.*)", message)
+    if missing:
+        key, value, listed, options = missing.groups()
+        near = nearest(value, options.split())
+        fix = f"Did you mean {near}?" if near else ""
+        return Problem(key, f"there is no such file. {listed}{options}", fix, value)
+    return Problem("command line", message)
 
 
 def _unknown_key(key: str, value: Any) -> Problem:

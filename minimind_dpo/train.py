@@ -6,63 +6,62 @@ by Ctrl-C and 143 by SIGTERM or SIGUSR1, with the state saved.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
+from minimind_dpo.command_line import CommandLine, check_jobs, read_command_line
 from minimind_dpo.config import (
     CONF_DIR,
     ConfigError,
     apply_default_experiment,
     compose,
-    compose_problem,
     register_schemas,
 )
 from minimind_dpo.schema import Config
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+NOT_READ = 141
+"""What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE)."""
 
 
 def main() -> None:
     """Entry point of the module and of the console script."""
     try:
-        _run()
+        _run(sys.argv[1:])
+    except ConfigError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:
         # Before the run's own handlers are in place: there is nothing to save yet.
         sys.exit(INTERRUPTED)
 
 
-def _run() -> None:
-    arguments = apply_default_experiment(sys.argv[1:])
-    if any(argument.startswith("-") for argument in arguments):
-        _through_hydra(sys.argv[1:])
-        return
-    if arguments != sys.argv[1:]:
-        print("Nothing named to train on: running the embedded demo (experiment=demo).")
-    config = _checked_config(arguments)
-    # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
-    from minimind_dpo.fit import fit_from_command_line
-
-    sys.exit(fit_from_command_line(config))
-
-
-def _checked_config(arguments: Sequence[str]) -> Config:
-    """Compose and validate; ends the program with 2 and a message where something is wrong."""
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        config = compose(arguments)
-        from minimind_dpo.validation import validate
-
-        validate(config, world_size=_launched_world_size(), read_checkpoints=True)
-    except ConfigError as error:
-        print(f"Error: {error}", file=sys.stderr)
-    except (HydraException, OmegaConfBaseException) as error:
-        print(f"Error: {ConfigError([compose_problem(error, arguments)])}", file=sys.stderr)
+def _run(arguments: Sequence[str]) -> None:
+    line = read_command_line(arguments)
+    overrides = apply_default_experiment(line.overrides, line.flags)
+    if line.shows:
+        _show(line, overrides)
+    elif line.flags:
+        _sweep(line, overrides)
     else:
-        return config
-    sys.exit(WRONG_INPUT)
+        config = compose(overrides)
+        _validate(config, _launched_world_size())
+        if tuple(overrides) != line.overrides:
+            print("Nothing named to train on: running the embedded demo (experiment=demo).")
+        # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
+        from minimind_dpo.fit import fit_from_command_line
+
+        sys.exit(fit_from_command_line(config))
+
+
+def _validate(config: Config, world_size: int | None = None) -> None:
+    from minimind_dpo.validation import validate
+
+    validate(config, world_size=world_size, read_checkpoints=True)
 
 
 def _launched_world_size() -> int | None:
@@ -75,8 +74,40 @@ def _launched_world_size() -> int | None:
     return int(tasks) if tasks and batch else None
 
 
-def _through_hydra(arguments: Sequence[str]) -> None:
-    """Help, `--cfg` and multirun are Hydra's own."""
+def _show(line: CommandLine, overrides: Sequence[str]) -> None:
+    """Help and `--cfg` are Hydra's own; what they print may be cut short by its reader."""
+    if line.composes and not line.own_config:
+        check_jobs(overrides)
+    code: Any = 0
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        try:
+            _through_hydra([*overrides, *line.flags])
+        except SystemExit as end:
+            code = end.code
+    try:
+        sys.stdout.write(shown.getvalue())
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left of it must not be written when Python ends either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOT_READ)
+    sys.exit(code)
+
+
+def _sweep(line: CommandLine, overrides: Sequence[str]) -> None:
+    if not line.own_config:
+        # Another launcher's jobs may run on another machine, with other devices and files.
+        here = not any(override.startswith("hydra/launcher=") for override in overrides)
+        check_jobs(overrides, _validate if here else None)
+    from minimind_dpo.sweep import SweepEnd, register_launcher
+
+    register_launcher()
+    _through_hydra([*overrides, *line.flags])
+    if SweepEnd.failed:
+        sys.exit(FAILED)
+
+
+def _through_hydra(arguments: list[str]) -> None:
     import hydra
     from omegaconf import DictConfig
 
@@ -88,13 +119,8 @@ def _through_hydra(arguments: Sequence[str]) -> None:
 
         return run_job(cfg)
 
-    from minimind_dpo.sweep import SweepEnd, register_launcher
-
-    register_launcher()
-    sys.argv[1:] = apply_default_experiment(arguments)
+    sys.argv[1:] = arguments
     task()
-    if SweepEnd.failed:
-        sys.exit(FAILED)
 
 
 if __name__ == "__main__":
