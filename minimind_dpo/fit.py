@@ -202,9 +202,10 @@ def _check_margins(config: Config, data: PreferenceDataModule) -> None:
 
 def _report_data(data: PreferenceDataModule) -> None:
     assert data.train_store is not None
-    print_report(data.train_store.report, console, "Training data")
-    if data.val_store is not None:
-        print_report(data.val_store.report, console, "Validation data")
+    train, val = data.train_store, data.val_store
+    print_report(train.report, console, "Training data", train.unused)
+    if val is not None:
+        print_report(val.report, console, "Validation data", val.unused)
 
 
 def _log_hyperparameters(config: Config, trainer: L.Trainer, before: dict[str, float]) -> None:

@@ -201,7 +201,7 @@ class _Builder:
         self.unused.append(str(problem))
 
     def _add(self, pair: PreferencePair, result: Encoded | Dropped) -> None:
-        self.report.add(result)
+        self.report.add(pair, result)
         if isinstance(result, Encoded):
             self.writer.add(result.pair, prompt_hash(pair))
         elif result.kind == "template":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from minimind_dpo.batch import Message, PreferencePair
 from minimind_dpo.data.pairs import FileSummary
 from minimind_dpo.data.tokenization import Dropped, Encoded
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 """Which quantiles of the lengths are reported."""
+
+_EMPTY_SHOWN = 3
 
 REASONS = {
     "identical": "both sides the same",
@@ -40,6 +44,7 @@ class ReportBuilder:
         dropped: Pairs not kept, by kind.
         duplicates: Kept pairs that are the same, token by token, as one kept before.
         reasoning_lost: Kept pairs whose template printed an answer without its reasoning.
+        empty: Sources of kept pairs whose chosen or rejected answer says nothing.
         largest_id: The largest token id.
     """
 
@@ -48,15 +53,19 @@ class ReportBuilder:
     dropped: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     reasoning_lost: int = 0
+    empty: dict[str, list[str]] = field(default_factory=lambda: {"chosen": [], "rejected": []})
     largest_id: int = 0
     _seen: set[bytes] = field(default_factory=set)
 
-    def add(self, result: Encoded | Dropped) -> None:
-        """Count one pair."""
+    def add(self, read: PreferencePair, result: Encoded | Dropped) -> None:
+        """Count one pair, as it was read and as it was tokenised."""
         if isinstance(result, Dropped):
             self.dropped[result.kind] += 1
             return
         pair = result.pair
+        for side, answer in (("chosen", read.chosen), ("rejected", read.rejected)):
+            if _is_empty(answer):
+                self.empty[side].append(read.source)
         self.cut["prompt"] += result.prompt_cut
         self.cut["chosen"] += result.chosen_cut
         self.cut["rejected"] += result.rejected_cut
@@ -88,6 +97,8 @@ class ReportBuilder:
             "truncated": {side: self.cut[side] for side in ("prompt", "chosen", "rejected")},
             "duplicates": self.duplicates,
             "reasoning_lost": self.reasoning_lost,
+            "empty": {side: len(sources) for side, sources in self.empty.items()},
+            "empty_first": {side: sources[:_EMPTY_SHOWN] for side, sources in self.empty.items()},
             "tokens": {
                 name: _quantiles(values)
                 for name, values in (("prompt", prompt), ("chosen", chosen), ("rejected", rejected))
@@ -100,6 +111,14 @@ class ReportBuilder:
             "max_length": max_length,
             "padding_share": float(1 - rows.sum() / (2 * max_length * len(lengths))),
         }
+
+
+def _is_empty(answer: Message | str) -> bool:
+    if isinstance(answer, str):
+        return not answer.strip()
+    return not (
+        answer["content"].strip() or answer.get("tool_calls") or answer.get("reasoning_content")
+    )
 
 
 def _file(summary: FileSummary) -> dict[str, Any]:
@@ -121,18 +140,27 @@ def _quantiles(values: np.ndarray) -> dict[str, float]:
 
 
 def print_report(
-    report: dict[str, Any], console: Console | None = None, title: str = "Preference data"
+    report: dict[str, Any],
+    console: Console | None = None,
+    title: str = "Preference data",
+    unused: Path | None = None,
 ) -> None:
-    """Print the report to a terminal."""
-    (console or Console()).print(render_report(report, title))
+    """Print the report to a terminal; `unused` is the file that lists what was left out."""
+    (console or Console()).print(render_report(report, title, unused))
 
 
-def render_report(report: dict[str, Any], title: str = "Preference data") -> RenderableType:
+def render_report(
+    report: dict[str, Any], title: str = "Preference data", unused: Path | None = None
+) -> RenderableType:
     """The report for a terminal."""
     grid = Table.grid(padding=(0, 2))
     grid.title, grid.title_justify, grid.title_style = title, "left", "bold"
     for name, value in _facts(report):
         grid.add_row(name, Text(value))
+    if unused is not None and (report["skipped_lines"] or any(report["dropped"].values())):
+        grid.add_row("all left out", Text(str(unused)))
+    for warning in _warnings(report):
+        grid.add_row(Text("warning", "yellow"), Text(warning, "yellow"))
     tokens = Table(box=None, pad_edge=False, header_style="")
     tokens.add_column("")
     for name in (*QUANTILES, "mean"):
@@ -164,6 +192,20 @@ def _facts(report: dict[str, Any]) -> list[tuple[str, str]]:
     waste = f"{report['padding_share']:.1%} of a rectangle of {report['max_length']:,}"
     facts.append(("padding", f"{waste} (what a padded layout would waste)"))
     return facts
+
+
+def _warnings(report: dict[str, Any]) -> list[str]:
+    """What is trained on as it is, and is seldom meant."""
+    taught = {"chosen": "trained towards", "rejected": "trained away from"}
+    found = []
+    for side, count in report["empty"].items():
+        if count:
+            first = report["empty_first"][side]
+            more = ", ..." if count > len(first) else ""
+            noun = "answer is empty" if count == 1 else "answers are empty"
+            where = f"{', '.join(first)}{more}"
+            found.append(f"{count:,} {side} {noun}: saying nothing is {taught[side]} ({where})")
+    return found
 
 
 def _file_line(file: dict[str, Any]) -> str:

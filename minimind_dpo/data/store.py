@@ -29,7 +29,7 @@ import numpy as np
 
 from minimind_dpo.batch import TokenizedPair
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout on disk."""
 
 _ARRAYS = {

@@ -78,8 +78,8 @@ def test_the_printed_report_says_it_all(write, tmp_path, bytewise) -> None:
     chosen = {"chosen": [*turns, turns[0]], "rejected": [turns[0], {**turns[1], "content": "zz"}]}
     path = write("[b]d.jsonl", chosen, {"prompt": "q", "chosen": "z", "rejected": "z"}, "{")
     store = prepare_store(path, bytewise, tmp_path, on_error="skip", progress=False)
-    console = Console(width=120, record=True, file=io.StringIO())
-    print_report(store.report, console)
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(store.report, console, unused=store.unused)
     text = console.export_text()
     for expected in (
         "[b]d.jsonl: 2 pairs (minimind 1, prompt_text 1)",
@@ -88,5 +88,30 @@ def test_the_printed_report_says_it_all(write, tmp_path, bytewise) -> None:
         "1 after the last assistant turn",
         "0.0% of pairs",
         "median",
+        str(store.unused),
     ):
         assert expected in text
+    assert "warning" not in text
+    listed = store.unused.read_text().splitlines()
+    assert sorted(line.split(": ")[0] for line in listed) == ["[b]d.jsonl:2", "[b]d.jsonl:3"]
+
+
+def test_empty_answers_are_kept_counted_and_warned_of_by_line(write, tmp_path, bytewise) -> None:
+    calls = [{"function": {"name": "f", "arguments": {}}}]
+    turn = {"role": "assistant", "content": ""}
+    lines = [{"prompt": "q", "chosen": " \n", "rejected": "z" * n} for n in range(1, 6)]
+    lines += [
+        {"prompt": "q", "chosen": "z", "rejected": ""},
+        {"prompt": "q", "chosen": "z", "rejected": turn},
+        {"prompt": "q", "chosen": "zq", "rejected": {**turn, "tool_calls": calls}},
+    ]
+    store = prepare_store(write("d.jsonl", *lines), bytewise, tmp_path, progress=False)
+    assert len(store) == 8
+    assert store.report["empty"] == {"chosen": 5, "rejected": 2}
+    console = Console(width=200, record=True, file=io.StringIO())
+    print_report(store.report, console, unused=store.unused)
+    text = console.export_text()
+    assert "5 chosen answers are empty: saying nothing is trained towards (d.jsonl:1, " in text
+    assert "d.jsonl:3, ...)" in text
+    assert "2 rejected answers are empty: saying nothing is trained away from (d.jsonl:6" in text
+    assert str(store.unused) not in text  # nothing was left out
