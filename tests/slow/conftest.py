@@ -113,11 +113,9 @@ class Cli:
 
     def start(self, *args: str, env: dict[str, str] | None = None, **more: Any) -> Process:
         self.number += 1
-        flags = [argument for argument in args if argument.startswith("-")]
-        args = tuple(argument for argument in args if argument not in flags)
         out = self.folder / f"out-{self.number}.txt"
         answer = self.driver.ask(
-            args=[*flags, *BASE, *args], env=env or {}, cwd=str(self.folder), out=str(out), **more
+            args=[*BASE, *args], env=env or {}, cwd=str(self.folder), out=str(out), **more
         )
         return Process(self.driver, answer["pid"], out)
 

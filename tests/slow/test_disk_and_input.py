@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import transformers as tf
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.slow
 
@@ -146,6 +151,28 @@ BAD_OVERRIDES = st.one_of(
 )
 
 
+FLAGS = st.sampled_from([[], ["-m"], ["-m"], ["--cfg", "job"]])
+"""What a wrong override is given with; `--cfg` looks at names and types, not at values."""
+
+NAMES_AND_TYPES = (
+    "Value ",
+    "there is no such",
+    "not Optional",
+    "cannot be read",
+    "names no key",
+    "was deleted",
+    "Ambiguous value",
+    "Config group override",
+)
+
+
+class Trap:
+    """Makes a file where it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return open, ("the-code-ran", "w")
+
+
 def check_refused(cli: Any, arguments: list[str], named: str, before: set[Path]) -> None:
     code, text = cli.run(*arguments)
     context = (arguments, text)
@@ -162,10 +189,12 @@ def test_two_hundred_malformed_inputs_end_with_two_and_a_place(cli: Any) -> None
     before = {path for path in cli.folder.rglob("*") if path.is_file()}
     good = (cli.folder / "train.jsonl").read_text().splitlines()
     state = _state(cli)
+    write_models(cli.folder)
+    native = (cli.folder / "native.pth").read_bytes()
     before |= {path for path in cli.folder.rglob("*") if path.is_file()}
-    counts = {"data": 0, "override": 0, "checkpoint": 0}
+    counts = {"data": 0, "override": 0, "state": 0, "model": 0}
     quiet = settings(
-        max_examples=70,
+        max_examples=60,
         deadline=None,
         database=None,
         phases=[Phase.generate],
@@ -182,17 +211,38 @@ def test_two_hundred_malformed_inputs_end_with_two_and_a_place(cli: Any) -> None
         check_refused(cli, ["data.train=bad.jsonl"], f"bad.jsonl:{at + 1}", before)
 
     @quiet
-    @given(override=BAD_OVERRIDES)
-    def overrides(override: str) -> None:
+    @given(override=BAD_OVERRIDES, flags=FLAGS, behind=st.booleans())
+    def overrides(override: str, flags: list[str], behind: bool) -> None:
         counts["override"] += 1
         key = override.split("=")[0].lstrip("~+")
-        named = key if "." in key and not override.endswith("{") else ""
-        check_refused(cli, override.split(" "), named, before)
+        words = override.split(" ")
+        if "--cfg" in flags:
+            _, text = cli.run(*words)
+            flags = flags if any(sign in text for sign in NAMES_AND_TYPES) else []
+        words = [*words, *flags] if behind else [*flags, *words]
+        check_refused(cli, words, key, before)
+
+    @quiet
+    @given(what=st.sampled_from(["model.path", "reference.path"]), data=st.data())
+    def models(what: str, data: st.DataObject) -> None:
+        counts["model"] += 1
+        misfit = data.draw(st.sampled_from(["", "", *MISFITS]))
+        if misfit:
+            key, wrong, named = MISFITS[misfit]
+            words = f"{key.format(what)}={wrong}".split()
+        else:
+            path, named = cli.folder / "bad.pth", "bad.pth"
+            path.write_bytes(damaged(native, random.Random(data.draw(st.integers(0, 10**6)))))
+            before.add(path)
+            words = [f"{what}=bad.pth"]
+        if what == "model.path" and "model.tokenizer" not in words[0]:
+            words.append("model.tokenizer=model")
+        check_refused(cli, words, named, before)
 
     @quiet
     @given(seed=st.integers(0, 10**6))
-    def checkpoints(seed: int) -> None:
-        counts["checkpoint"] += 1
+    def states(seed: int) -> None:
+        counts["state"] += 1
         path = cli.folder / "bad.ckpt"
         path.write_bytes(damaged(state, random.Random(seed)))
         before.add(path)
@@ -200,9 +250,74 @@ def test_two_hundred_malformed_inputs_end_with_two_and_a_place(cli: Any) -> None
 
     data_files()
     overrides()
-    checkpoints()
+    models()
+    states()
     print(counts)
     assert sum(counts.values()) >= 200
+
+
+MISFITS = {
+    "trap": ("{}", "trap.pth", "trap.pth cannot be read"),
+    "bare trap": ("{}", "bare.pth", "bare.pth cannot be read"),
+    "trap in a folder": ("{}", "trapped", "trapped"),
+    "of no dialect": ("{}", "unknown.pth", "unknown.pth: no MiniMind generation"),
+    "key missing": ("{}", "missing.pth", "model.layers.0.mlp.up_proj.weight"),
+    "key left over": ("{}", "left.pth", "of.my.own"),
+    "shape": ("{}", "shape.pth", "model.layers.0.mlp.up_proj.weight"),
+    "folder's shape": ("{}", "shaped", "transformer.ln_f.weight"),
+    "folder cut short": ("{}", "cut", "cut"),
+    "not finite": ("{}", "nan.pth", "model.norm.weight"),
+    "nowhere": ("{}", "nowhere/there", "nowhere/there"),
+    "tokenizer": ("model.tokenizer", "large", "has 259 tokens"),
+    "tokenizer's code": ("model.tokenizer", "coded", "trust_remote_code"),
+    "adapters": ("model.lora.r=2 model.lora.target_modules", "[nothing]", "target_modules"),
+}
+"""What is wrong: its key, its value, and what has to be told."""
+
+
+def write_models(folder: Path) -> None:
+    """Models and tokenizers that do not fit, each in its own way."""
+    config = tf.LlamaConfig(
+        vocab_size=258,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    )
+    whole = tf.LlamaForCausalLM(config).state_dict()
+    changed = "model.layers.0.mlp.up_proj.weight"
+    less = {key: tensor for key, tensor in whole.items() if key != changed}
+    norm = torch.full_like(whole["model.norm.weight"], float("nan"))
+    for name, content in {
+        "native": whole,
+        "missing": less,
+        "left": {**whole, "of.my.own": norm},
+        "shape": {**whole, changed: torch.zeros(24, 15)},
+        "nan": {**whole, "model.norm.weight": norm},
+        "unknown": {"encoder.weight": norm},
+        "trap": {"model.embed_tokens.weight": Trap()},
+    }.items():
+        torch.save(content, folder / f"{name}.pth")
+    (folder / "bare.pth").write_bytes(pickle.dumps(Trap()))
+    for name in ("trapped", "shaped", "cut", "large", "coded"):
+        shutil.copytree(folder / "model", folder / name)
+    (folder / "trapped" / "model.safetensors").unlink()
+    shutil.copy(folder / "trap.pth", folder / "trapped" / "pytorch_model.bin")
+    file = folder / "shaped" / "model.safetensors"
+    weights = load_file(file) | {"transformer.ln_f.weight": torch.zeros(7)}
+    save_file(weights, file, metadata={"format": "pt"})
+    file = folder / "cut" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    tokenizer = tf.AutoTokenizer.from_pretrained(folder / "model")
+    tokenizer.add_tokens(["one more"])
+    tokenizer.save_pretrained(folder / "large")
+    file = folder / "coded" / "tokenizer_config.json"
+    own = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["code.Own", None]}}
+    file.write_text(json.dumps(json.loads(file.read_text()) | own))
+    (folder / "coded" / "config.json").unlink()
+    (folder / "coded" / "code.py").write_text("open('the-code-ran', 'w')")
 
 
 def _state(cli: Any) -> bytes:
