@@ -7,6 +7,7 @@ only v3 tells, by its per-head norms. What shapes tell, an override may repeat b
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,6 +111,8 @@ def _translate(
         if value is None or name == "generation":
             continue
         _check_kind(name, value, spelled, where)
+        if name in _REALS:
+            value = float(value)  # transformers takes no whole number for one
         if name in asked and asked[name][0] != value:
             raise CheckpointError(
                 f"{where}: model.config.{spelled}={value} and "
@@ -125,7 +128,7 @@ def _check_kind(name: str, value: Any, spelled: str, where: str) -> None:
     elif isinstance(value, bool):
         wanted, right = "a number", False
     elif name in _REALS:
-        right = isinstance(value, int | float) and 0 <= value < float("inf")
+        right = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
         wanted = "a number of 0 or more"
     elif name == "n_shared_experts":
         wanted, right = "a whole number of 0 or more", isinstance(value, int) and value >= 0

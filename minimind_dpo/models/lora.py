@@ -8,6 +8,7 @@ its adapters off, is the reference.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,8 +57,9 @@ def add_adapters(
     )
     try:
         model.add_adapter(settings)
-    except ValueError as error:
-        raise CheckpointError(f"model.lora.target_modules={target_modules}: {error}") from error
+    except (ValueError, re.error) as error:
+        why = " ".join(str(error).split())[:200]  # peft may print the whole model
+        raise CheckpointError(f"model.lora.target_modules={target_modules}: {why}") from error
 
 
 def has_adapters(model: PreTrainedModel) -> bool:

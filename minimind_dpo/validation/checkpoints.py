@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.config import Problem
@@ -80,7 +79,6 @@ def _load(
         path,
         tokenizer,
         config.model.config if key == "model.path" else None,
-        getattr(torch, config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
         device="meta",
         key=key,
