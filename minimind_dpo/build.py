@@ -274,6 +274,7 @@ def build_callbacks(
                 temperature=watching.samples.temperature,
                 every=watching.samples.every,
                 seed=config.seed,
+                stop=stop,
             )
         )
     counted = watching.micro_batches

@@ -64,8 +64,9 @@ def fit_from_command_line(config: Config) -> int:
     def explain(error: Exception) -> str | None:
         return memory_advice(config) if is_out_of_memory(error) else None
 
+    guard = config.guard
     return supervised(
-        lambda stop, ranks: fit(config, stop, ranks), config.guard.rank_timeout, explain
+        lambda stop, ranks: fit(config, stop, ranks), guard.rank_timeout, guard.stop_grace, explain
     )
 
 
@@ -86,10 +87,13 @@ def fit(
         Stopped: A signal came; the state is saved.
     """
     clock = Clock()
+    stop = stop or StopRequest(config.guard.stop_grace)
     first = _is_first_rank()
     _prepare_process(config)
     tokenizer = build_tokenizer(config)
     run, data, identity = _open_run(config, tokenizer, first)
+    if run.checkpoint is not None:
+        stop.note_saved(run.checkpoint, read_header(run.checkpoint)["step"])
     ranks = ranks or RankGuard()
     ranks.folder = run.folder
     policy = build_policy(config, tokenizer)

@@ -14,7 +14,7 @@ from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
 from minimind_dpo.runs import Clock, versions
 from minimind_dpo.schema import Config
-from minimind_dpo.training.callbacks.checkpoints import BestCheckpoint
+from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule

@@ -213,6 +213,7 @@ class GuardConfig:
 
     max_bad_steps: int
     rank_timeout: float
+    stop_grace: float
 
 
 @dataclass

@@ -1,7 +1,8 @@
 """Run something to its end, whatever happens, and turn that into an exit code.
 
-0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal and saved. People get a sentence
-where the cause is known, a traceback where it is not; no process is left behind.
+0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal; the last line then says what is
+saved. People get a sentence where the cause is known, a traceback where it is not; no process is
+left behind.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ _TOLD = (CheckpointSaveError, NotFiniteError)
 def supervised(
     run: Callable[[StopRequest, RankGuard], Any],
     rank_timeout: float,
+    stop_grace: float,
     explain: Callable[[Exception], str | None] = lambda error: None,
 ) -> int:
     """Run, on any number of ranks, and say how it ended.
@@ -45,13 +47,15 @@ def supervised(
     Args:
         run: Gets what signals leave for it, and the watch over the other ranks.
         rank_timeout: `guard.rank_timeout`.
+        stop_grace: `guard.stop_grace`.
         explain: A sentence for a failure that has a known cause; None for a traceback.
 
     Returns:
         The exit code.
     """
-    stop, ranks = StopRequest(), RankGuard(rank_timeout)
+    stop, ranks = StopRequest(stop_grace), RankGuard(rank_timeout)
     ranks.watch_parent()
+    stop.speaks = global_rank() == 0
     stop.at_once = ranks.kill
     stop.install()
     code = FAILED
@@ -61,8 +65,9 @@ def supervised(
     except Stopped as stopped:
         code = stopped.exit_code
         if global_rank() == 0:
-            where = "" if ranks.folder is None else f" run_dir={ranks.folder}"
-            print(f"The run was {stopped}. Continue it: resume=auto{where}", file=sys.stderr)
+            where = f"resume=auto run_dir={ranks.folder}"
+            how = "" if stop.saved is None else f". Continue it: {where}"
+            print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
             requeue(stopped.signum)
     except KeyboardInterrupt:
         code = INTERRUPTED

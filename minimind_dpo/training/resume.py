@@ -10,19 +10,48 @@ position in optimizer steps is exact, and micro-batches are counted anew from it
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from copy import deepcopy
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import lightning as L
+from torch import Tensor
 
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.sampling import carry_over
+from minimind_dpo.training.callbacks.random_state import capture, restore
 
 Progress = dict[str, Any]
 
 
 class ResumeMismatchError(ValueError):
     """A checkpoint belongs to another run than the one that would go on from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where a run stood at the end of an optimizer step, weights apart.
+
+    Until the next step moves the weights, putting this back is enough to save that moment.
+
+    Attributes:
+        loops: `fit_loop`'s state dict, inside the hooks of the step's last micro-batch.
+        random: This rank's generators.
+    """
+
+    loops: Progress
+    random: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> Boundary:
+        """The moment; to be called in the hooks that end a step."""
+        random = capture(trainer.strategy.root_device)
+        return cls(deepcopy(trainer.fit_loop.state_dict()), random)
+
+    def put_back(self, trainer: L.Trainer) -> None:
+        """Undo what a step that is given up has changed; the run has to end after it."""
+        trainer.fit_loop.load_state_dict(deepcopy(self.loops))
+        restore(self.random)
 
 
 def mark_complete(loops: Progress, validation_due: bool) -> None:

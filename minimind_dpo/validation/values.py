@@ -106,6 +106,7 @@ _RANGES: Final[dict[str, Range]] = {
     "callbacks.micro_batches.export_every": _NOT_NEGATIVE,
     "guard.max_bad_steps": _COUNT,
     "guard.rank_timeout": _POSITIVE,
+    "guard.stop_grace": _NOT_NEGATIVE,
 }
 
 

@@ -20,7 +20,8 @@ from transformers import PreTrainedTokenizerFast
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenization import PairTokenizer
 from minimind_dpo.models.attention import use_planned_attention
-from minimind_dpo.training.callbacks.checkpoints import BestCheckpoint, ResumeCheckpoint
+from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
+from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
 from minimind_dpo.training.callbacks.random_state import RandomState
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions

@@ -7,23 +7,25 @@ run again by a run that resumes from it, so that neither a step nor a point of a
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
-from lightning.pytorch.callbacks import Callback, Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
 
+from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume import (
+    Boundary,
     ResumeMismatchError,
     fit_to_shape,
     mark_complete,
     step_shape,
     use_new_learning_rate,
 )
-from minimind_dpo.training.stopping import StopRequest
+from minimind_dpo.training.stopping import Stopped, StopRequest, let_signals_in
 from minimind_dpo.training.storage import (
     HEADER,
     set_aside_newer,
@@ -80,37 +82,6 @@ def make_checkpoints(
     return [*callbacks, newest]
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """The best states by a monitored metric; remembers them by name, so that a run can move."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Lightning's own, without the folder."""
-        state = super().state_dict()
-        paths = {str(path): score for path, score in state["best_k_models"].items()}
-        state["best_k_models"] = {os.path.basename(path): s for path, s in paths.items()}
-        for name in ("best_model_path", "kth_best_model_path"):
-            state[name] = os.path.basename(state[name])
-        return {**state, "dirpath": None, "last_model_path": ""}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Find the files again in this run's folder; those that are gone are forgotten."""
-        folder = str(self.dirpath)
-
-        def found(name: str) -> str:
-            path = os.path.join(folder, name)
-            return path if name and os.path.isfile(path) else ""
-
-        kept = {found(name): s for name, s in state_dict["best_k_models"].items() if found(name)}
-        state = {**state_dict, "dirpath": self.dirpath, "best_k_models": kept}
-        for name in ("best_model_path", "kth_best_model_path"):
-            state[name] = found(state_dict[name])
-        if kept and not state["kth_best_model_path"]:
-            worst = max if self.mode == "min" else min
-            state["kth_best_model_path"] = worst(kept, key=lambda path: float(kept[path]))
-            state["kth_value"] = kept[state["kth_best_model_path"]]
-        super().load_state_dict(state)
-
-
 class ResumeCheckpoint(Checkpoint):
     """Saves the newest states, stops at a signal, and makes a resumed run go on exactly.
 
@@ -147,11 +118,16 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_step = -1
         self._validation_due = False
         self._saving = False
+        self._boundary: Boundary | None = None
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals instead of Lightning, in a validation of its own as well."""
+        self.stop.install()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Clean up behind a run that died, and listen to signals instead of Lightning."""
         step = trainer.global_step
-        self._saved_step = step
+        self._saved_step = self.stop.step = step
         if trainer.is_global_zero and self.folder.is_dir():
             sweep_temporary(self.folder)
             set_aside_newer(self.folder, step)
@@ -159,6 +135,24 @@ class ResumeCheckpoint(Checkpoint):
         self.stop.patient = True
         # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
         self.stop.install()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Until the optimizer moves the weights, the step in progress can be given up."""
+        if trainer.world_size == 1:
+            self.stop.allow(self.stop.grace)
+
+    def on_before_backward(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
+    ) -> None:
+        """Make the backward pass one that can be given up."""
+        if trainer.world_size == 1:
+            let_signals_in(loss)
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The optimizer may be next."""
+        self.stop.forbid()
 
     def on_train_batch_end(
         self,
@@ -175,7 +169,13 @@ class ResumeCheckpoint(Checkpoint):
         """
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop._should_accumulate():
+            # A time limit that ends here is over at the end of the step as well.
+            trainer.should_stop = False
+            if self.stop.agreed(trainer, after=self.stop.grace):
+                self._save_boundary(trainer)
+                raise self.stop.stopped(trainer)
             return
+        self.stop.step = trainer.global_step
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
         validates = sum(trainer.num_val_batches) > 0
@@ -184,6 +184,7 @@ class ResumeCheckpoint(Checkpoint):
         exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
         if stopping or exhausted or self._is_due(trainer):
             self.save(trainer)
+        self._boundary = Boundary.of(trainer)
         if stopping:
             raise self.stop.stopped(trainer)
 
@@ -195,16 +196,22 @@ class ResumeCheckpoint(Checkpoint):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """A validation is not worth waiting for where the state before it is saved.
-
-        It is not if the validation interrupts the micro-batches of a step; that step is finished.
+        """A validation is not worth waiting for: the state before it is saved, and it runs again.
 
         Raises:
             Stopped: On all ranks.
         """
-        saved = self._saved_step == trainer.global_step
-        if trainer.state.fn == "fit" and saved and self.stop.agreed(trainer):
+        if trainer.state.fn != "fit":
+            return
+        if self.stop.agreed(trainer):
+            self._save_boundary(trainer)
             raise self.stop.stopped(trainer)
+        if trainer.world_size == 1:
+            self.stop.allow(0.0)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """What follows may write."""
+        self.stop.forbid()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nobody looks at the flag any more."""
@@ -213,8 +220,11 @@ class ResumeCheckpoint(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Nobody looks at the flag any more."""
+        """Nobody looks at the flag any more; save the steps before one that was given up."""
+        self.stop.forbid()
         self.stop.patient = False
+        if isinstance(exception, Stopped) and trainer.world_size == 1:
+            self._save_boundary(trainer)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -259,10 +269,17 @@ class ResumeCheckpoint(Checkpoint):
         finally:
             self._saving = False
         self._saved_step = step
+        self.stop.note_saved(step_file(self.folder, step), step)
         if trainer.is_global_zero:
             # Only now: until the new one is proved, the older ones are all there is.
             for path in step_files(self.folder)[self.keep :]:
                 path.unlink(missing_ok=True)
+
+    def _save_boundary(self, trainer: L.Trainer) -> None:
+        """Save the end of the last step after a further one has begun; on all ranks."""
+        if self._boundary is not None and self._saved_step != trainer.global_step:
+            self._boundary.put_back(trainer)
+            self.save(trainer)
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if self.every_n_steps is None:

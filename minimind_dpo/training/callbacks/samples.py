@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.models.generate import sample_answers
 from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.stopping import Stopped, StopRequest
 
 
 class SampledAnswers(Callback):
@@ -29,6 +32,7 @@ class SampledAnswers(Callback):
         temperature: Of sampling; 0 takes the most probable token each time.
         every: `val`, or a number of optimizer steps.
         seed: The same draws each time, so that a change of answer is a change of policy.
+        stop: Set by signal handlers; nobody waits for answers once it is.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class SampledAnswers(Callback):
         temperature: float = 0.7,
         every: str | int = "val",
         seed: int = 0,
+        stop: StopRequest | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.prompts = list(prompts)
@@ -49,6 +54,7 @@ class SampledAnswers(Callback):
         self.temperature = temperature
         self.every = every
         self.seed = seed
+        self.stop = stop or StopRequest()
         self._newest = -1
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -78,7 +84,27 @@ class SampledAnswers(Callback):
         if not trainer.is_global_zero or step == self._newest or not self.prompts:
             return
         self._newest = step
-        answers = sample_answers(
+        try:
+            with self.stop.giving_up():
+                answers = self._answers(module)
+        except Stopped:
+            if trainer.world_size == 1:
+                raise
+            return  # the ranks agree to stop at the end of the next micro-batch
+        text = "\n\n".join(
+            f"**{prompt}**\n\n{quoted(answer)}"
+            for prompt, answer in zip(self.prompts, answers, strict=True)
+        )
+        write_block(self.file, step, text)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_text("samples", text, step)
+            elif hasattr(logger, "log_text"):
+                rows = [list(row) for row in zip(self.prompts, answers, strict=True)]
+                logger.log_text("samples", columns=["prompt", "answer"], data=rows, step=step)
+
+    def _answers(self, module: DPOModule) -> list[str]:
+        return sample_answers(
             module.policy,
             self.tokenizer,
             [[{"role": "user", "content": prompt}] for prompt in self.prompts],
@@ -86,16 +112,22 @@ class SampledAnswers(Callback):
             temperature=self.temperature,
             seed=self.seed,
         )
-        text = "\n\n".join(
-            f"**{prompt}**\n\n{answer}"
-            for prompt, answer in zip(self.prompts, answers, strict=True)
-        )
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(f"## Step {step}\n\n{text}\n\n")
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_text("samples", text, step)
-            elif hasattr(logger, "log_text"):
-                rows = [list(row) for row in zip(self.prompts, answers, strict=True)]
-                logger.log_text("samples", columns=["prompt", "answer"], data=rows, step=step)
+
+
+def quoted(answer: str) -> str:
+    """An answer as a quotation, in which no line looks like a heading of this file."""
+    return "\n".join(f"> {line}".rstrip() for line in answer.splitlines())
+
+
+def write_block(path: Path, step: int, text: str) -> None:
+    """Add the answers of a step to a file, in place of those that an earlier launch left there.
+
+    Blocks of later steps go too: the run that wrote them went on from a state after this one.
+    """
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    blocks = re.split(r"^(?=## Step \d+$)", before, flags=re.M)
+    kept = [block for block in blocks if block and int(block.split()[2]) < step]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept) + f"## Step {step}\n\n{text}\n\n", encoding="utf-8")
+    os.replace(temporary, path)
