@@ -28,6 +28,7 @@ from minimind_dpo.training.callbacks.progress import make_progress
 from minimind_dpo.training.callbacks.random_state import RandomState
 from minimind_dpo.training.callbacks.samples import SampledAnswers
 from minimind_dpo.training.callbacks.throughput import Throughput
+from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.curves import KeptCSVLogger, keep_until
 from minimind_dpo.training.guard import StepGuard
@@ -261,6 +262,10 @@ def build_callbacks(
         RandomState(config.seed),
         make_progress(progress),
         Throughput(),
+        ValidationSchedule(
+            1.0 if config.trainer.val_check_interval is None else config.trainer.val_check_interval,
+            config.trainer.check_val_every_n_epoch,
+        ),
     ]
     if watching.weights_changed:
         callbacks.append(WeightsChanged())
@@ -304,5 +309,7 @@ def build_trainer(
         keywords["num_nodes"],
         config.guard.rank_timeout,
     )
+    # ValidationSchedule has what was configured; it decides between optimizer steps.
+    keywords |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
     keywords["plugins"] = [AtomicCheckpointIO()]
     return L.Trainer(**keywords, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))

@@ -87,6 +87,9 @@ class ConfigError(ValueError):
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         super().__init__(f"{count} in the configuration:\n{lines}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.problems,)  # to be told to other ranks
+
 
 def register_schemas() -> None:
     """Tell Hydra the types of every key, and OmegaConf the `package` resolver. Repeatable.

@@ -28,17 +28,24 @@ from minimind_dpo.build import (
 from minimind_dpo.config import ConfigError, Problem
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.report import print_report
+from minimind_dpo.judging import Judge
+from minimind_dpo.lock import FolderLock
 from minimind_dpo.memory import is_out_of_memory, memory_advice
-from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.objective.registry import LOSSES
 from minimind_dpo.objective.validation import padded_mean_warning, supports_margins
 from minimind_dpo.products import choose_library
-from minimind_dpo.results import export_weights, summarise
-from minimind_dpo.runs import (
+from minimind_dpo.results import (
     Clock,
+    export_weights,
+    finished,
+    summarise,
+    take_best_weights,
+    tell_finished,
+)
+from minimind_dpo.runs import (
     Run,
     check_identity,
-    decide_run,
+    claim_run,
     flat,
     make_folder,
     tell_ranks,
@@ -49,7 +56,7 @@ from minimind_dpo.schema import Config
 from minimind_dpo.supervise import supervised
 from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.ranks import RankGuard, forget_failure, global_rank, share
+from minimind_dpo.training.ranks import RankGuard, decided, forget_failure, global_rank
 from minimind_dpo.training.stopping import StopRequest
 from minimind_dpo.training.storage import read_header
 from minimind_dpo.validation import loss_options
@@ -88,13 +95,21 @@ def fit(
     """
     clock = Clock()
     stop = stop or StopRequest(config.guard.stop_grace)
+    with FolderLock() as lock:
+        return _fit(config, stop, ranks or RankGuard(), lock, clock)
+
+
+def _fit(
+    config: Config, stop: StopRequest, ranks: RankGuard, lock: FolderLock, clock: Clock
+) -> dict[str, Any]:
     first = _is_first_rank()
     _prepare_process(config)
     tokenizer = build_tokenizer(config)
-    run, data, identity = _open_run(config, tokenizer, first)
+    run, data, identity, summary = _open_run(config, tokenizer, lock, first)
+    if summary is not None:
+        return summary
     if run.checkpoint is not None:
         stop.note_saved(run.checkpoint, read_header(run.checkpoint)["step"])
-    ranks = ranks or RankGuard()
     ranks.folder = run.folder
     policy = build_policy(config, tokenizer)
     log.info(f"Policy: {policy.describe()}")
@@ -103,7 +118,7 @@ def fit(
     trainer = build_trainer(config, callbacks, build_loggers(config, run, first), run.folder)
     ranks.watch_children(trainer)
     log.info(f"Run folder: {run.folder}")
-    judged = _Judge(config, policy) if config.callbacks.judge == "demo" and first else None
+    judged = Judge(config, policy) if config.callbacks.judge == "demo" and first else None
     before = _start(trainer, module, data, run)
     if judged:
         judged.before(before)
@@ -111,12 +126,16 @@ def fit(
         _log_hyperparameters(config, trainer, before)
     trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
     _validate_after(trainer, module, data)
+    last = dict(module.last_val_metrics)
+    if config.export.which == "best" and take_best_weights(trainer, module):
+        _validate_exported(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
-    export_weights(config, trainer, module, policy, run.folder)
-    summary = summarise(config, trainer, module, data, policy, before, clock)
+    export_weights(config, policy, run.folder)
+    summary = summarise(config, trainer, module, data, policy, before, last, clock)
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
+        summary["weights"]["demo"] = module.current_step
     write_json(summary, run.folder / "summary.json")
     log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / 'summary.json'}")
     if config.logger.name == "tensorboard":
@@ -139,25 +158,30 @@ def _prepare_process(config: Config) -> None:
 
 
 def _open_run(
-    config: Config, tokenizer: PreTrainedTokenizerBase, first: bool
-) -> tuple[Run, PreferenceDataModule, dict[str, Any]]:
+    config: Config, tokenizer: PreTrainedTokenizerBase, lock: FolderLock, first: bool
+) -> tuple[Run, PreferenceDataModule, dict[str, Any], dict[str, Any] | None]:
     """Read the data, and only when it is sound and fits what is resumed, make the run's folder.
 
     Returns:
-        The run, its data, and what its checkpoints belong to.
+        The run, its data, what its checkpoints belong to, and its summary if it has finished.
     """
-    run = decide_run(config)
+    timeout = config.guard.rank_timeout
+    run = decided(lambda: claim_run(config, lock), timeout)
     data = build_datamodule(config, tokenizer, progress=first)
     data.prepare_data()
     _check_margins(config, data)
     identity = check_identity(config, data, run)
-    run = share(make_folder(run, first), config.guard.rank_timeout)
+    summary = finished(config, run)
+    if summary is not None:
+        tell_finished(config, run, summary)
+        return run, data, identity, summary
+    run = decided(lambda: make_folder(run, lock, first), timeout)
     tell_ranks(run)
     if first:
         write_config(config, run.folder)
         forget_failure(run.folder)
         _report_data(data)
-    return run, data, identity
+    return run, data, identity, None
 
 
 def _start(
@@ -177,6 +201,15 @@ def _validate_after(trainer: L.Trainer, module: DPOModule, data: PreferenceDataM
     seen = module.last_val_step
     if 0 <= seen < trainer.global_step and len(data.val_rows) and trainer.limit_val_batches:
         trainer.validate(module, datamodule=data, verbose=False)
+
+
+def _validate_exported(trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule) -> None:
+    """The numbers of weights that were taken back; no point of a curve, which has it already."""
+    loggers, trainer.loggers = trainer.loggers, []
+    try:
+        trainer.validate(module, datamodule=data, verbose=False)
+    finally:
+        trainer.loggers = loggers
 
 
 def _validate_before(
@@ -229,49 +262,6 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
     kept = (*groups, *(f"trainer.{name}" for name in (*trainer, "gradient_clip_val")))
     values = flat(config)
     return {key: values[key] for prefix in kept for key in values if key.startswith(prefix)}
-
-
-class _Judge:
-    """The embedded task's own before and after."""
-
-    def __init__(self, config: Config, policy: LoadedModel) -> None:
-        from minimind_dpo.demo.evaluate import held_out_prompts
-
-        self.config = config
-        self.policy = policy
-        self.prompts = held_out_prompts()
-        self.scores: Any = None
-
-    def before(self, metrics: dict[str, float]) -> None:
-        """Judge the policy as it starts."""
-        with console.status("Sampling and judging answers before training"):
-            self.scores = self._evaluate(metrics)
-
-    def after(self, metrics: dict[str, float]) -> dict[str, Any]:
-        """Judge the trained policy, print the table, and return its numbers."""
-        from minimind_dpo.demo.report import before_after_table
-
-        with console.status("Sampling and judging answers after training"):
-            after = self._evaluate(metrics)
-        console.print(before_after_table(self.scores, after))
-        return {"before": self.scores.numbers(), "after": after.numbers()}
-
-    def _evaluate(self, metrics: dict[str, float]) -> Any:
-        from dataclasses import replace
-
-        from minimind_dpo.demo.evaluate import evaluate
-
-        reference = build_policy(self.config, self.policy.tokenizer).model  # type: ignore[arg-type]
-        torch.nn.Module.to(reference, self.policy.model.device)
-        assert self.policy.tokenizer is not None
-        scores = evaluate(
-            self.policy.model,
-            self.policy.tokenizer,
-            self.prompts,
-            reference=reference,
-            seed=self.config.seed,
-        )
-        return replace(scores, preference_accuracy=metrics.get("rewards/accuracies"))
 
 
 def _is_first_rank() -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +14,72 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
-from minimind_dpo.runs import Clock, versions
+from minimind_dpo.runs import Run, versions
 from minimind_dpo.schema import Config
 from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.storage import read_checkpoint
+from minimind_dpo.training.storage import read_checkpoint, read_header
 
 log = logging.getLogger(__name__)
 
 
-def export_weights(
-    config: Config, trainer: L.Trainer, module: DPOModule, policy: LoadedModel, run_dir: Path
-) -> None:
+class Clock:
+    """Wall and CPU seconds of this process since it was made."""
+
+    def __init__(self) -> None:
+        self._wall = time.perf_counter()
+        self._cpu = time.process_time()
+
+    @property
+    def wall(self) -> float:
+        """Seconds."""
+        return time.perf_counter() - self._wall
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds over all threads."""
+        return time.process_time() - self._cpu
+
+
+def finished(config: Config, run: Run) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to train; None where there is something."""
+    path = run.folder / "summary.json"
+    if run.checkpoint is None or not path.is_file():
+        return None
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if _bounds(config, run) else None
+
+
+def tell_finished(config: Config, run: Run, summary: dict[str, Any]) -> None:
+    """Say that there is nothing to do, what the run has reached, and how to go on."""
+    names = ("loss", "rewards/accuracies", "rewards/margins")
+    reached = [
+        f"{side}/{name} {summary[side][name]:.4g}"
+        for side in ("train", "val")
+        for name in names
+        if name in summary[side]
+    ]
+    log.info(
+        f"The run in {run.folder} has finished: {summary['steps']} steps, {', '.join(reached)}. "
+        f"Nothing was written. To train it further, raise {' and '.join(_bounds(config, run))}; "
+        "for another run, name another run_dir"
+    )
+
+
+def _bounds(config: Config, run: Run) -> list[str]:
+    """Which bounds of training a run's newest state has reached."""
+    assert run.checkpoint is not None
+    trainer, state = config.trainer, read_header(run.checkpoint)
+    bounds = {
+        f"trainer.max_steps={trainer.max_steps}": (trainer.max_steps, state["step"]),
+        f"trainer.max_epochs={trainer.max_epochs}": (trainer.max_epochs, state["epochs"]),
+    }
+    return [name for name, (most, done) in bounds.items() if most is not None and 0 < most <= done]
+
+
+def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> None:
     """Write `export/`, and `adapters/` where there are any; the model is a plain one after it."""
-    if config.export.which == "best":
-        _load_best(trainer, module)
     folder = run_dir / "export"
     if has_adapters(policy.model):
         save_adapters(policy.model, run_dir / "adapters")
@@ -39,22 +90,25 @@ def export_weights(
         save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
 
 
-def _load_best(trainer: L.Trainer, module: DPOModule) -> None:
-    """Put the weights with the best monitored value into the policy, if they are not there now.
+def take_best_weights(trainer: L.Trainer, module: DPOModule) -> bool:
+    """Put the weights with the best monitored value into the policy; whether others were there.
 
     The last validation comes after training and saves no state: its weights are the policy's own.
     """
     kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
     if not kept or not kept[0].best_model_path:
         log.warning("export.which=best, but no best state was kept: exporting the last weights")
-        return
+        return False
     best, score = kept[0], float(kept[0].best_model_score or float("nan"))
     last = module.last_val_metrics.get(str(best.monitor).removeprefix("val/"), float("nan"))
     if last < score if best.mode == "min" else last > score:
         log.info(f"The last weights are the best: {best.monitor} {last:.4f}")
-        return
-    module.load_state_dict(read_checkpoint(Path(best.best_model_path))["state_dict"])
+        return False
+    state = read_checkpoint(Path(best.best_model_path))
+    module.load_state_dict(state["state_dict"])
+    module.weights_of_step = state["global_step"]
     log.info(f"Exporting the best weights, {Path(best.best_model_path).name}: {score:.4f}")
+    return True
 
 
 def summarise(
@@ -64,9 +118,21 @@ def summarise(
     data: PreferenceDataModule,
     policy: LoadedModel,
     before: dict[str, float],
+    last: dict[str, float],
     clock: Clock,
 ) -> dict[str, Any]:
-    """The content of `summary.json`, but for the embedded task's table."""
+    """The content of `summary.json`, but for the embedded task's table.
+
+    Args:
+        config: The configuration.
+        trainer: After training.
+        module: With the weights that are exported.
+        data: The data.
+        policy: What was recognised.
+        before: Validation before training.
+        last: Validation of the last weights.
+        clock: Started with the run.
+    """
     callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
     throughput = callbacks[Throughput]
     assert data.train_store is not None
@@ -76,6 +142,15 @@ def summarise(
         "train": module.last_train_metrics,
         "val": module.last_val_metrics,
         "val_before": before,
+        "val_last": last,
+        # Optimizer steps after which the weights were that each group of numbers is of.
+        "weights": {
+            "export": module.current_step,
+            "train": module.last_train_step,
+            "val": module.last_val_step,
+            "val_before": 0,
+            "val_last": trainer.global_step,
+        },
         "pairs_seen": throughput.pairs,
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,

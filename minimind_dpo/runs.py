@@ -12,7 +12,6 @@ import json
 import logging
 import os
 import platform
-import time
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from typing import Any
 from minimind_dpo import __version__
 from minimind_dpo.config import ConfigError, Problem, to_yaml
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.lock import FolderLock
 from minimind_dpo.schema import Config
 from minimind_dpo.training.resume import check_belongs, differences
 from minimind_dpo.training.storage import newest_valid, read_header, step_files
@@ -56,6 +56,19 @@ class Run:
         """What `to_text` wrote."""
         _, folder, checkpoint, fixed = json.loads(text)
         return cls(Path(folder), None if checkpoint is None else Path(checkpoint), fixed)
+
+
+def claim_run(config: Config, lock: FolderLock) -> Run:
+    """Decide, with the run's folder locked if it is there already.
+
+    Raises:
+        ConfigError, DamagedCheckpointError: As `decide_run`; or another process is at it.
+    """
+    if _inherited() is None:
+        folder, fixed = _place(config)
+        if fixed and folder.is_dir():
+            lock.take(folder, "run_dir")
+    return decide_run(config)
 
 
 def decide_run(config: Config) -> Run:
@@ -105,6 +118,20 @@ def _folder(config: Config) -> tuple[Path, bool]:
     return base / f"{now}_{config.name}", False
 
 
+def _place(config: Config) -> tuple[Path, bool]:
+    """Where a run is going to write, and whether that is a name that was given."""
+    folder, fixed = _folder(config)
+    if config.run_dir or config.resume in (None, "auto"):
+        return folder, fixed
+    assert config.resume is not None
+    states = Path(config.resume).expanduser()
+    if states.is_dir() and states.name != "checkpoints":
+        states = states / "checkpoints"
+    elif not states.is_dir():
+        states = states.parent
+    return (states.parent, True) if states.name == "checkpoints" else (folder, fixed)
+
+
 def _resumed_from(path: Path, folder: Path, elsewhere: bool) -> Run:
     """Go on from a named checkpoint or run folder: in its own folder, unless another is given."""
     if path.is_dir():
@@ -138,12 +165,24 @@ def _is_requeued() -> bool:
     return int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
 
 
-def make_folder(run: Run, first: bool = True) -> Run:
-    """Make the folder on the first rank; two runs that start in one second get two folders."""
-    if first and not run.fixed and run.checkpoint is None:
+def make_folder(run: Run, lock: FolderLock, first: bool = True) -> Run:
+    """Make and lock the folder on the first rank.
+
+    Two runs that start in one second get two folders.
+
+    Raises:
+        ConfigError: Another run has been started in the same folder since this one looked.
+    """
+    if not first:
+        return run
+    if not run.fixed and run.checkpoint is None:
         run = Run(_new_folder(run.folder), None, True)
-    elif first:
-        run.folder.mkdir(parents=True, exist_ok=True)
+    run.folder.mkdir(parents=True, exist_ok=True)
+    if not lock.held:
+        lock.take(run.folder, "run_dir")
+        if (run.folder / "config.yaml").exists() and run.checkpoint is None:
+            why = "was taken by another run while this one read its data"
+            raise ConfigError([Problem("run_dir", why, "Name another folder.", str(run.folder))])
     return run
 
 
@@ -267,21 +306,3 @@ def versions() -> dict[str, str]:
     names = ("torch", "lightning", "transformers", "hydra-core", "omegaconf", "numpy")
     found = {name: metadata.version(name) for name in names}
     return {"minimind_dpo": __version__, "python": platform.python_version(), **found}
-
-
-class Clock:
-    """Wall and CPU seconds of this process since it was made."""
-
-    def __init__(self) -> None:
-        self._wall = time.perf_counter()
-        self._cpu = time.process_time()
-
-    @property
-    def wall(self) -> float:
-        """Seconds."""
-        return time.perf_counter() - self._wall
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds over all threads."""
-        return time.process_time() - self._cpu

@@ -34,6 +34,9 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from minimind_dpo.config import ConfigError
+from minimind_dpo.lock import FolderLock
+
 FAILED: Final = float("nan")
 """Objective of a job without one: search goes on, and takes it for no result."""
 
@@ -112,9 +115,26 @@ class ProcessLauncher(Launcher):
 
 
 class SweepEnd(Callback):
-    """Counts the jobs of a finished sweep that have not ended well, whatever launched them."""
+    """Keeps a sweep's folder to one process, and counts the jobs that have not ended well."""
 
     failed: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.lock = FolderLock()
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Called by Hydra, before any job; whatever launches them.
+
+        Raises:
+            SystemExit: With 2, if another process runs this sweep.
+        """
+        folder = Path(config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.lock.take(folder, "hydra.sweep.dir")
+        except ConfigError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Called by Hydra, in the process that runs the sweep."""

@@ -81,6 +81,7 @@ class DPOModule(L.LightningModule):
         self.last_train_step = 0
         self.last_val_metrics: dict[str, float] = {}
         self.last_val_step = -1
+        self.weights_of_step: int | None = None
         # A rank that is given no pair still has to line its sums up with the others'.
         names = metric_names(self.loss, reference=not isinstance(self.reference, NoReference))
         self._train_sums = MetricSums([*names, *(["aux_loss"] if self.aux_loss else [])])
@@ -150,7 +151,7 @@ class DPOModule(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Exact means over all pairs of the validation set, over all ranks."""
         self.last_val_metrics = self._reduced(self._val_sums)
-        self.last_val_step = self.trainer.global_step
+        self.last_val_step = self.current_step
         self.publish("val", self.last_val_metrics)
         # For ModelCheckpoint's monitor; the loggers have it already, under the exact step.
         self.log_dict(
@@ -237,6 +238,12 @@ class DPOModule(L.LightningModule):
         named = {f"{prefix}/{name}": value for name, value in metrics.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.trainer.global_step)
+
+    @property
+    def current_step(self) -> int:
+        """Optimizer steps that the weights have seen; fewer than trained if taken back."""
+        taken_back = self.weights_of_step
+        return self.trainer.global_step if taken_back is None else taken_back
 
     def at_step_boundary(self, batch_idx: int) -> bool:
         """Whether this micro-batch ends an optimizer step."""

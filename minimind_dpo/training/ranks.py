@@ -17,17 +17,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 
 log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 FIRST_FAILURE: Final = ".first-failure"
 _GRACE: Final = 10.0
@@ -51,21 +54,48 @@ def global_rank() -> int:
 
 
 def launched_world_size() -> int | None:
-    """Processes that torchrun started; None where nobody but Lightning starts any."""
-    started = "TORCHELASTIC_RUN_ID" in os.environ
-    return int(os.environ["WORLD_SIZE"]) if started else None
+    """Processes that torchrun or srun started; None where nobody but Lightning starts any."""
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["WORLD_SIZE"])
+    return SLURMEnvironment().world_size() if SLURMEnvironment.detect() else None
 
 
-def share(value: Any, timeout: float) -> Any:
-    """Rank 0's value on all ranks that torchrun started; the value itself elsewhere."""
+def decided(decide: Callable[[], _T], timeout: float) -> _T:
+    """What rank 0 decides, on all ranks that torchrun or srun started; elsewhere, what this does.
+
+    Raises:
+        Exception: What `decide` raised on rank 0, on all of them.
+    """
     if (launched_world_size() or 1) == 1:
-        return value
+        return decide()
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if global_rank() == 0:
+        try:
+            outcome = decide(), None
+        except (ValueError, OSError) as error:  # wrong input, or a folder that cannot be made
+            outcome = None, error
+    value, failure = _share(outcome, timeout)
+    if failure is not None:
+        raise failure
+    return value
+
+
+def _share(value: Any, timeout: float) -> Any:
+    """Rank 0's value on all ranks."""
     if not torch.distributed.is_initialized():
+        slurm = SLURMEnvironment()
+        if "TORCHELASTIC_RUN_ID" not in os.environ:
+            # Both put what they find into the environment, where torch looks for it.
+            _ = slurm.main_address, slurm.main_port
         cuda = torch.cuda.is_available()
         if cuda:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            local = os.environ.get("LOCAL_RANK") or os.environ["SLURM_LOCALID"]
+            torch.cuda.set_device(int(local))
         torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(seconds=timeout)
+            "cpu:gloo,cuda:nccl" if cuda else "gloo",
+            timeout=timedelta(seconds=timeout),
+            rank=global_rank(),
+            world_size=launched_world_size() or 1,
         )
     shared = [value]
     torch.distributed.broadcast_object_list(shared, src=0)

@@ -72,6 +72,12 @@ def mark_complete(loops: Progress, validation_due: bool) -> None:
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
 
+def epochs_done(trainer: L.Trainer) -> int:
+    """Whole epochs of training; one whose last micro-batch is in its hooks is whole."""
+    begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return trainer.current_epoch + int(begun >= trainer.num_training_batches)
+
+
 def step_shape(trainer: L.Trainer) -> dict[str, int]:
     """How an optimizer step is spread: what positions in micro-batches refer to."""
     data = trainer.datamodule  # type: ignore[attr-defined]

@@ -115,11 +115,8 @@ def _validation_interval_problems(config: Config) -> Iterator[Problem]:
     interval = config.trainer.val_check_interval
     amount = _is_amount(interval) and interval > 0
     if not (interval is None or _is_time(interval) or amount):
-        why = "must be micro-batches (1 or more), a share of an epoch (up to 1.0) or DD:HH:MM:SS"
+        why = "must be optimizer steps (1 or more), a share of an epoch (up to 1.0) or DD:HH:MM:SS"
         yield Problem("trainer.val_check_interval", why, value=interval)
-    if config.trainer.check_val_every_n_epoch is None and isinstance(interval, float | None):
-        why = "needs trainer.val_check_interval as a number of micro-batches or a time"
-        yield Problem("trainer.check_val_every_n_epoch", why, value=None)
 
 
 def trainer_problems(config: Config) -> Iterator[Problem]:

@@ -97,7 +97,6 @@ def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> No
         ("trainer.max_steps=0", "trainer.max_steps", "trains nothing"),
         ("trainer.limit_train_batches=1.5", "trainer.limit_train_batches", "0.0 to 1.0"),
         ("trainer.val_check_interval=0", "trainer.val_check_interval", "1 or more"),
-        ("trainer.check_val_every_n_epoch=null", "trainer.check_val_every_n_epoch", "as a number"),
         ("trainer.overfit_batches=2", "trainer.overfit_batches", "data.shuffle=false"),
         ("trainer.use_distributed_sampler=true", "trainer.use_distributed_sampler", "twice"),
         ("trainer.barebones=true", "trainer.barebones", "Leave it false"),

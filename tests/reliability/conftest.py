@@ -23,6 +23,7 @@ from minimind_dpo.models.attention import use_planned_attention
 from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
 from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
 from minimind_dpo.training.callbacks.random_state import RandomState
+from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
@@ -124,8 +125,10 @@ class Toy:
             schedule=ScheduleOptions("cosine", warmup_ratio=0.2),
         )
         states = self.folder / run / "checkpoints"
+        settings = {"val_check_interval": 1, **self.trainer, **changes}
         callbacks = [
             RandomState(5),
+            ValidationSchedule(settings.pop("val_check_interval"), None),
             BestCheckpoint(
                 dirpath=states,
                 filename="best-{step}",
@@ -141,7 +144,6 @@ class Toy:
             "max_epochs": 3,
             "accumulate_grad_batches": 3,
             "log_every_n_steps": 1,
-            "val_check_interval": 3,
             "num_sanity_val_steps": 0,
             "logger": curves or Curves(),
             "enable_progress_bar": False,
@@ -151,7 +153,7 @@ class Toy:
             "callbacks": callbacks,
             "default_root_dir": str(self.folder / run),
         }
-        trainer = L.Trainer(**{**options, **self.trainer, **changes})
+        trainer = L.Trainer(**{**options, **settings})
         trainer.fit(module, datamodule=self.data(), ckpt_path=resume, weights_only=True)
         return module, trainer
 

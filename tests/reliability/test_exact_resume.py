@@ -31,13 +31,13 @@ def same(got: Any, expected: Any, where: str = "") -> None:
 
 LENGTHS: dict[str, dict[str, Any]] = {
     # 29 pairs, 2 a micro-batch, 3 micro-batches a step: 15 micro-batches, 5 steps an epoch, the
-    # last one with 5 pairs. A validation every 3 micro-batches falls on every step; every 5 on
-    # some; at 1.0 on the epoch's edge alone.
-    "validating at every step": {"val_check_interval": 3},
-    "validating at some steps": {"val_check_interval": 6},
+    # last one with 5 pairs.
+    "validating at every step": {"val_check_interval": 1},
+    "validating at some steps": {"val_check_interval": 2},
+    "validating in shares of an epoch": {"val_check_interval": 0.4},
     "validating at the edge": {"val_check_interval": 1.0},
     "never validating": {"limit_val_batches": 0},
-    "ended by steps": {"max_epochs": -1, "max_steps": 13, "val_check_interval": 6},
+    "ended by steps": {"max_epochs": -1, "max_steps": 13, "val_check_interval": 2},
     "ended by steps, no validation": {"max_epochs": 9, "max_steps": 12, "limit_val_batches": 0},
     "a cut epoch": {"limit_train_batches": 8, "val_check_interval": 1.0},
 }
@@ -83,7 +83,7 @@ def test_random_numbers_matter_in_this_proof(toy: Any) -> None:
 
 
 def test_workers_change_nothing(toy: Any) -> None:
-    toy.trainer = {"max_epochs": 2, "val_check_interval": 6}
+    toy.trainer = {"max_epochs": 2, "val_check_interval": 2}
     expected = toy.fit("none")[0].state_dict()
     toy.loader = {"num_workers": 2}
     same(toy.fit("two")[0].state_dict(), expected)

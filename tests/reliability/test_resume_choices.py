@@ -11,6 +11,7 @@ import torch
 
 from minimind_dpo.config import ConfigError, compose
 from minimind_dpo.data.sampling import carry_over
+from minimind_dpo.lock import FolderLock
 from minimind_dpo.runs import decide_run, file_digest, make_folder
 from minimind_dpo.training.curves import keep_until, read_rows
 from minimind_dpo.training.resume import ResumeMismatchError, check_belongs, differences
@@ -84,7 +85,10 @@ def test_a_requeued_job_goes_on_in_its_folder(monkeypatch: pytest.MonkeyPatch) -
 
 def test_two_runs_of_one_second_get_two_folders() -> None:
     run = decide()
-    folders = {make_folder(run).folder for _ in range(3)}
+    folders = set()
+    for _ in range(3):
+        with FolderLock() as lock:
+            folders.add(make_folder(run, lock).folder)
     assert len(folders) == 3
     assert all(folder.is_dir() for folder in folders)
 

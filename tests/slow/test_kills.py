@@ -29,7 +29,7 @@ def test_twenty_kills_change_nothing(cli: Any) -> None:
         "trainer.max_epochs=16",
         "model.dropout=0.1",
         "data.num_workers=2",
-        "trainer.val_check_interval=8",
+        "trainer.val_check_interval=2",
     ]
     code, text = cli.run(*args, "run_dir=whole")
     assert code == 0, text

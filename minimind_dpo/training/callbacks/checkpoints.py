@@ -20,6 +20,7 @@ from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume import (
     Boundary,
     ResumeMismatchError,
+    epochs_done,
     fit_to_shape,
     mark_complete,
     step_shape,
@@ -234,6 +235,7 @@ class ResumeCheckpoint(Checkpoint):
             "belongs": self.belongs,
             "shape": step_shape(trainer),
             "step": trainer.global_step,
+            "epochs": epochs_done(trainer),
             "validation_due": self._saving and self._validation_due,
             "start_metrics": self.start_metrics,
         }

@@ -77,7 +77,7 @@ class PlainLines(ProgressBar):
         assert isinstance(pl_module, DPOModule)
         if not self.silent and pl_module.last_val_metrics:
             numbers = _numbers(pl_module.last_val_metrics)
-            print(f"validation at step {trainer.global_step}: {numbers}", flush=True)
+            print(f"validation at step {pl_module.last_val_step}: {numbers}", flush=True)
 
     def _print_step(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DPOModule)
