@@ -57,18 +57,16 @@ def supervised(
     ranks.watch_parent()
     stop.speaks = global_rank() == 0
     stop.at_once = ranks.kill
+    stop.last_words = lambda stopped: _tell(stopped, stop, ranks)
     stop.install()
+    stop.listen()
     code = FAILED
     try:
         run(stop, ranks)
         code = DONE
     except Stopped as stopped:
         code = stopped.exit_code
-        if global_rank() == 0:
-            where = f"resume=auto run_dir={ranks.folder}"
-            how = "" if stop.saved is None else f". Continue it: {where}"
-            print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
-            requeue(stopped.signum)
+        stop.last_words(stopped)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except _WRONG_INPUT as error:
@@ -82,3 +80,11 @@ def supervised(
         ranks.finish(failed=code != DONE)
         stop.restore()
     return code
+
+
+def _tell(stopped: Stopped, stop: StopRequest, ranks: RankGuard) -> None:
+    """How a stopped run ended, what is saved of it, and how it goes on."""
+    if global_rank() == 0:
+        how = f". Continue it: resume=auto run_dir={ranks.folder}" if stop.saved else ""
+        print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
+        requeue(stopped.signum)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.sampling import carry_over
-from minimind_dpo.training.callbacks.random_state import capture, restore
+from minimind_dpo.training.callbacks.random_state import RandomState, capture
 
 Progress = dict[str, Any]
 
@@ -51,7 +51,9 @@ class Boundary:
     def put_back(self, trainer: L.Trainer) -> None:
         """Undo what a step that is given up has changed; the run has to end after it."""
         trainer.fit_loop.load_state_dict(deepcopy(self.loops))
-        restore(self.random)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RandomState):
+                callback.held = self.random
 
 
 def mark_complete(loops: Progress, validation_due: bool) -> None:

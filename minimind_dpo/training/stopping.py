@@ -1,14 +1,15 @@
 """Stopping on a signal without losing work.
 
-A handler sets a flag. Ranks agree on it at the end of a micro-batch (a signal may reach one of
+Handlers set a flag. Ranks agree on it at the end of an optimizer step (a signal may reach one of
 them alone), all save together, and all raise `Stopped`. Nothing that talks to other ranks runs
 inside a handler: that is what hangs.
 
-An optimizer step may take minutes. One process therefore gives up the step in progress when
-`grace` seconds are over: until the optimizer moves the weights, the state of the step before is
-all there, and a resumed run repeats the step. What costs nothing to give up (validation, sampled
-answers) is given up at once. Several ranks look at the clock between micro-batches only: one that
-left a collective in flight would leave the others hanging in it.
+A step may take minutes, and Python runs handlers only between calls into torch, some of which take
+long themselves. So a thread hears of signals as they come, and on one rank it gives up the step in
+progress when `grace` seconds are over: until the optimizer moves the weights, the state of the
+step before is all there. The thread saves it and ends the process; a resumed run repeats the step.
+What costs nothing to give up (validation, sampled answers) is given up at once. Several ranks stop
+between micro-batches only: one that left a collective would leave the others hanging in it.
 
 SIGTERM, SIGUSR1   exit 143: what schedulers send, and their warning before it
 SIGINT (Ctrl-C)    exit 130; a second one ends the process at once, by that signal
@@ -16,24 +17,28 @@ SIGINT (Ctrl-C)    exit 130; a second one ends the process at once, by that sign
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
+import socket
 import subprocess
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Final, NoReturn
 
 import lightning as L
-import torch
 
 log = logging.getLogger(__name__)
 
-_HANDLED = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+_HANDLED: Final = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
+_ONE_CALL: Final = 8.0  # seconds that a single call may keep Python from running a handler
+_SAME_PRESS: Final = 0.3  # seconds in which a launcher may pass on a Ctrl-C that came by itself
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -54,7 +59,7 @@ class Stopped(Exception):  # noqa: N818 - not an error
 
 
 class StopRequest:
-    """What the signal handlers leave for the training loop.
+    """What signals leave for the training loop.
 
     Args:
         grace: `guard.stop_grace`: seconds that a step in progress is given to end.
@@ -63,7 +68,9 @@ class StopRequest:
         signum: The signal that came; 0 for none.
         patient: Whether somebody will look at the flag soon. Where nobody does (before training
             starts, after it has ended) the handler raises `Stopped` itself.
-        at_once: Called before the process ends on a second Ctrl-C.
+        give_up: Saves the steps before the one in progress.
+        last_words: Says how the run ended.
+        at_once: Ends what this process has started.
         step: Optimizer steps that are done.
         saved: The newest state that a resumed run can start from.
         saved_step: The optimizer steps it holds.
@@ -74,30 +81,45 @@ class StopRequest:
         self.grace = grace
         self.signum = 0
         self.patient = False
+        self.give_up: Callable[[], None] = lambda: None
+        self.last_words: Callable[[Stopped], None] = lambda stopped: None
         self.at_once: Callable[[], None] = lambda: None
         self.step = self.saved_step = 0
         self.saved: Path | None = None
         self.speaks = True
         self._asked = 0.0
-        self._interrupts = 0
+        self._told = self._raised = self._ending = False
         self._given_up_after: float | None = None
+        # Whoever pops it first goes on: the main thread to the optimizer, or the other to the end.
+        self._right: list[bool] = []
         self._process = os.getpid()
+        self._ear: socket.socket | None = None
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
         """Take over the signals; again after Lightning has put its own handlers there."""
         if threading.current_thread() is not threading.main_thread():
             return
-        handlers = {**dict.fromkeys(_HANDLED, self._handle), "SIGALRM": self._look}
-        for name, handler in handlers.items():
+        for name in _HANDLED:
             number = getattr(signal, name, None)  # Windows lacks some
             if number is not None:
-                before = signal.signal(number, handler)
+                before = signal.signal(number, self._handle)
                 self._before.setdefault(number, before)
+
+    def listen(self) -> None:
+        """Hear of signals at once, in a thread, until `restore`; in the main thread."""
+        if self._ear is None:
+            self._ear, self._mouth = socket.socketpair()
+            self._mouth.setblocking(False)
+            self._ear.settimeout(0.1)
+            signal.set_wakeup_fd(self._mouth.fileno(), warn_on_full_buffer=False)
+            threading.Thread(target=self._listen, daemon=True, name="watch-signals").start()
 
     def restore(self) -> None:
         """Put the handlers back that were there before."""
-        self.forbid()
+        if self._ear is not None and self._process == os.getpid():
+            signal.set_wakeup_fd(-1)
+            self._ear = None
         for number, handler in self._before.items():
             if handler is not None:
                 signal.signal(number, handler)
@@ -109,22 +131,27 @@ class StopRequest:
         self.step = max(self.step, step)
 
     def allow(self, grace: float) -> None:
-        """From here on a stop may raise `Stopped`, `grace` seconds after it was asked for.
+        """From here on the run may end, `grace` seconds after it was asked to.
 
-        What runs until `forbid` can be given up at any line of Python.
+        What runs until `forbid` must neither write nor change what `give_up` saves.
         """
+        self._right = [True]
         self._given_up_after = grace
-        self._look()
 
     def forbid(self) -> None:
-        """From here on a stop waits again."""
+        """From here on a stop waits again; does not return if the run is ending."""
+        if self._given_up_after is None:
+            return
         self._given_up_after = None
-        if hasattr(signal, "setitimer") and self._process == os.getpid() and self.signum:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            self._right.pop()
+        except IndexError:
+            while True:
+                time.sleep(1.0)
 
-    @contextmanager
+    @contextlib.contextmanager
     def giving_up(self) -> Iterator[None]:
-        """Within this, a stop raises `Stopped` at once: nothing is lost by it."""
+        """Within this, a stop comes at once: nothing is lost by it."""
         self.allow(0.0)
         try:
             yield
@@ -160,61 +187,98 @@ class StopRequest:
         return f"Nothing newer than {self.saved.name} was saved; training was at step {self.step}"
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
+        """In the main thread, between two lines of Python."""
         if os.getpid() != self._process:
             return  # a process that loads data, which inherited this and ends with the run
-        self._interrupts += signum == signal.SIGINT
-        if self._interrupts > 1:
-            self._end()
-        if self.signum:
-            return
-        self.signum, self._asked = signum, time.monotonic()
-        if not self.patient:
+        if self._ending:
+            # As shells expect of Ctrl-C: by the signal itself.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self._note(signum)
+        if not self.patient and not self._raised:
+            self._raised = True
             raise Stopped(signum)
-        again = "; press Ctrl-C again to end at once" if signum == signal.SIGINT else ""
-        self._say(f"{signal.Signals(signum).name}: finishing this step, then saving{again}")
-        self._look()
 
-    def _look(self, *_: Any) -> None:
-        """Give up what may be given up now, or look again when it may be."""
-        if not self.signum or self._given_up_after is None:
-            return
-        left = self._asked + self._given_up_after - time.monotonic()
-        if left <= 0:
-            self._given_up_after = None
-            raise Stopped(self.signum)
-        if hasattr(signal, "setitimer"):
-            signal.setitimer(signal.ITIMER_REAL, left)
+    def _note(self, signum: int) -> None:
+        self._asked = self._asked or time.monotonic()
+        self.signum = self.signum or signum
 
-    def _end(self) -> None:
-        """End this process as a shell expects of Ctrl-C: by the signal itself."""
+    def _listen(self) -> None:
+        """In a thread of its own, whatever the main one is doing."""
+        known = [getattr(signal, name, None) for name in _HANDLED]
+        pressed = 0.0
+        while (ear := self._ear) is not None:
+            with contextlib.suppress(TimeoutError):
+                number = ear.recv(1)[0]
+                now = time.monotonic()
+                if number == signal.SIGINT and pressed and now - pressed > _SAME_PRESS:
+                    self._end()
+                if number == signal.SIGINT:
+                    pressed = pressed or now
+                if number in known and not self._told:
+                    self._note(number)
+                    self._tell()
+            if self.signum:
+                self._look()
+
+    def _tell(self) -> None:
+        self._told = True
+        again = "; press Ctrl-C again to end at once" if self.signum == signal.SIGINT else ""
+        what = "finishing this step, then saving" if self.patient else "ending"
+        self._say(f"{signal.Signals(self.signum).name}: {what}{again}")
+
+    def _look(self) -> None:
+        """Give up what may be given up by now."""
+        waited, after = time.monotonic() - self._asked, self._given_up_after
+        if not self.patient:
+            if waited > _ONE_CALL and not self._raised:
+                self._leave()
+        elif after is not None and waited >= after:
+            with contextlib.suppress(IndexError):
+                self._right.pop()
+                self._leave()
+
+    def _leave(self) -> NoReturn:
+        """End the process from here: the main thread is in a call that nothing interrupts."""
+        stopped = Stopped(self.signum)
+        code = stopped.exit_code
+        try:
+            if self.patient:
+                self.give_up()
+            self.last_words(stopped)
+        except Exception:
+            code = 1
+            traceback.print_exc()
+        self.at_once()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    def _end(self) -> NoReturn:
+        """A second Ctrl-C."""
         self.at_once()
         self._say(f"Ended at once. {self.kept()}.")
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
+        self._ending = True
+        if hasattr(signal, "pthread_kill"):
+            main = threading.main_thread().ident
+            assert main is not None
+            signal.pthread_kill(main, signal.SIGINT)
+            time.sleep(_SAME_PRESS)
         os._exit(130)
 
     def _say(self, text: str) -> None:
-        # NOTE: not print, which a handler may have interrupted in the middle.
         if self.speaks:
             os.write(2, f"\n{text}\n".encode())
 
 
-def let_signals_in(loss: torch.Tensor) -> None:
-    """Give Python a moment between the layers of the backward pass of `loss`.
-
-    Handlers of signals run between lines of Python. A backward pass is one call, so on a CPU it
-    is seconds to minutes without one: hooks along a path through its graph make such moments.
-    """
-    node = loss.grad_fn
-    while node is not None:
-        node.register_prehook(_pause)
-        # The child made last is the one nearest to the loss; leaves are no part of the chain.
-        children = [n for n, _ in node.next_functions if n and "AccumulateGrad" not in n.name()]
-        node = max(children, key=lambda child: child._sequence_nr(), default=None)
+def _be_deaf() -> None:
+    """In a forked process: what it hears is not for the one that it came from."""
+    with contextlib.suppress(ValueError):
+        signal.set_wakeup_fd(-1)
 
 
-def _pause(gradients: Any) -> None:
-    """Nothing: to have been called is the moment."""
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_be_deaf)
 
 
 def requeue(signum: int) -> None:

@@ -11,6 +11,7 @@ import importlib.util
 import json
 import os
 import sys
+import time
 import traceback
 
 import tensorboard.summary  # noqa: F401 - imported here, and so once
@@ -40,6 +41,8 @@ def start(request: dict) -> int:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     if request.get("raise_at"):
         break_at(request["raise_at"])
+    if request.get("stall_at"):
+        stall_at(request["stall_at"])
     sys.argv = ["minimind-dpo", *request["args"]]
     # Lightning starts further ranks as `python -m <the module that is running>`.
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("minimind_dpo.train")
@@ -66,6 +69,22 @@ def break_at(step: int) -> None:
         if self.trainer.global_step == step:
             raise ArithmeticError("the cause to be told")
         return before(self, batch, batch_idx)
+
+    DPOModule.training_step = training_step
+
+
+def stall_at(step: int) -> None:
+    """Let the third micro-batch after a step take minutes, in one call."""
+    from minimind_dpo.training.module import DPOModule
+
+    before = DPOModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        loss = before(self, batch, batch_idx)
+        if self.trainer.global_step == step and batch_idx % self.trainer.accumulate_grad_batches:
+            print("STALLED", flush=True)
+            time.sleep(120)
+        return loss
 
     DPOModule.training_step = training_step
 

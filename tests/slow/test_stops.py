@@ -88,6 +88,70 @@ def test_two_ranks_stop_saved_and_go_on_bitwise(cli: Any) -> None:
             assert_same_end(cli, run, "whole")
 
 
+def wait_for_text(process: Any, text: str) -> None:
+    end = time.monotonic() + 120
+    while text not in process.text():
+        assert time.monotonic() < end, process.text()
+        time.sleep(0.02)
+
+
+# Dropout, workers, and states saved before validations alone.
+STALLED = [
+    *LONG,
+    "trainer.accumulate_grad_batches=4",
+    "model.dropout=0.1",
+    "data.num_workers=2",
+    "callbacks.checkpoint.every_n_steps=0",
+    "guard.stop_grace=1",
+]
+
+
+@pytest.mark.parametrize("target", ["main", "group"])
+def test_a_step_that_takes_minutes_is_given_up_and_repeated_bitwise(cli: Any, target: str) -> None:
+    code, text = cli.run(*STALLED, "run_dir=whole")
+    assert code == 0, text
+    for step, number in ((4, signal.SIGTERM), (8, signal.SIGINT), (19, signal.SIGUSR1)):
+        process = cli.start(*STALLED, "run_dir=stalled", "resume=auto", stall_at=step)
+        wait_for_text(process, "STALLED")
+        sent = time.monotonic()
+        send(process, target, number)
+        wait_for_text(process, f"{number.name}: finishing this step, then saving")
+        assert time.monotonic() - sent < 0.9
+        assert process.wait() == (130 if number == signal.SIGINT else 143), process.text()
+        assert time.monotonic() - sent < 5
+        assert f"Everything up to step {step} is saved" in process.text()
+        assert process.text().count("finishing this step") == 1
+        assert process.survivors() == []
+        assert cli.newest_step("stalled") == step
+    code, text = cli.run(*STALLED, "run_dir=stalled", "resume=auto")
+    assert code == 0, text
+    assert_same_end(cli, "stalled", "whole")
+
+
+def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(cli: Any) -> None:
+    process = cli.start(*STALLED, "run_dir=stalled", "guard.stop_grace=60", stall_at=8)
+    wait_for_text(process, "STALLED")
+    process.kill(signal.SIGINT)
+    wait_for_text(process, "press Ctrl-C again to end at once")
+    time.sleep(0.5)
+    sent = time.monotonic()
+    process.kill(signal.SIGINT)
+    assert process.wait() in (-signal.SIGINT, 130), process.text()
+    assert time.monotonic() - sent < 2
+    saved = f"step-{cli.newest_step('stalled'):08d}.ckpt"
+    assert f"Nothing newer than {saved} was saved; training was at step 8" in process.text()
+    assert process.survivors() == []
+
+
+def test_ctrl_c_before_the_first_step_promises_nothing(cli: Any) -> None:
+    process = cli.start(*STALLED, "run_dir=early", stall_at=-1)
+    wait_for_text(process, "Policy:")
+    process.kill(signal.SIGINT)
+    assert process.wait() == 130, process.text()
+    assert "Nothing was trained yet" in process.text()
+    assert "resume=auto" not in process.text()
+
+
 def test_a_signal_before_training_ends_at_once(cli: Any) -> None:
     process = cli.start(*LONG, "run_dir=early")
     time.sleep(0.3)

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
 from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
 from minimind_dpo.training.module import DPOModule
@@ -26,7 +25,7 @@ from minimind_dpo.training.resume import (
     step_shape,
     use_new_learning_rate,
 )
-from minimind_dpo.training.stopping import Stopped, StopRequest, let_signals_in
+from minimind_dpo.training.stopping import StopRequest
 from minimind_dpo.training.storage import (
     HEADER,
     set_aside_newer,
@@ -133,6 +132,7 @@ class ResumeCheckpoint(Checkpoint):
             sweep_temporary(self.folder)
             set_aside_newer(self.folder, step)
         use_new_learning_rate(trainer, pl_module)
+        self.stop.give_up = lambda: self._give_up(trainer)
         self.stop.patient = True
         # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
         self.stop.install()
@@ -143,13 +143,6 @@ class ResumeCheckpoint(Checkpoint):
         """Until the optimizer moves the weights, the step in progress can be given up."""
         if trainer.world_size == 1:
             self.stop.allow(self.stop.grace)
-
-    def on_before_backward(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
-    ) -> None:
-        """Make the backward pass one that can be given up."""
-        if trainer.world_size == 1:
-            let_signals_in(loss)
 
     def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The optimizer may be next."""
@@ -215,17 +208,21 @@ class ResumeCheckpoint(Checkpoint):
         self.stop.forbid()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Nobody looks at the flag any more."""
+        """Nobody looks at the flag any more.
+
+        Raises:
+            Stopped: It was set after the last step.
+        """
         self.stop.patient = False
+        if self.stop.agreed(trainer):
+            raise self.stop.stopped(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Nobody looks at the flag any more; save the steps before one that was given up."""
+        """Nobody looks at the flag any more."""
         self.stop.forbid()
         self.stop.patient = False
-        if isinstance(exception, Stopped) and trainer.world_size == 1:
-            self._save_boundary(trainer)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -282,6 +279,12 @@ class ResumeCheckpoint(Checkpoint):
         if self._boundary is not None and self._saved_step != trainer.global_step:
             self._boundary.put_back(trainer)
             self.save(trainer)
+
+    def _give_up(self, trainer: L.Trainer) -> None:
+        """Save and close, while the main thread is in the middle of something."""
+        self._save_boundary(trainer)
+        for logger in trainer.loggers:
+            logger.finalize("aborted")
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if self.every_n_steps is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.models.generate import sample_answers
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.stopping import Stopped, StopRequest
+from minimind_dpo.training.stopping import StopRequest
 
 
 class SampledAnswers(Callback):
@@ -84,13 +85,9 @@ class SampledAnswers(Callback):
         if not trainer.is_global_zero or step == self._newest or not self.prompts:
             return
         self._newest = step
-        try:
-            with self.stop.giving_up():
-                answers = self._answers(module)
-        except Stopped:
-            if trainer.world_size == 1:
-                raise
-            return  # the ranks agree to stop at the end of the next micro-batch
+        # NOTE: one of several ranks may not end alone.
+        with self.stop.giving_up() if trainer.world_size == 1 else nullcontext():
+            answers = self._answers(module)
         text = "\n\n".join(
             f"**{prompt}**\n\n{quoted(answer)}"
             for prompt, answer in zip(self.prompts, answers, strict=True)
