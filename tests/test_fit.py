@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -97,3 +99,55 @@ def test_margins_with_a_loss_that_has_none_are_refused_before_training(tmp_path:
     assert result.returncode == 2
     assert "40 pairs ask for a margin (pairs.jsonl:1 first)" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): path.read_bytes() for path in files}
+
+
+def test_a_finished_run_that_is_resumed_says_so_and_writes_nothing(finished: Path) -> None:
+    before = contents(finished)
+    args = ("experiment=demo", *SMALL, f"run_dir={finished}")
+    result = run(finished.parent, *args, "resume=auto")
+    assert result.returncode == 0, result.stderr
+    assert "has finished: 3 steps" in result.stdout
+    assert "raise trainer.max_steps=3;" in result.stdout
+    assert contents(finished) == before
+
+
+def test_a_finished_run_goes_on_where_its_bound_is_raised(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "more")
+    args = ("experiment=demo", *SMALL, "run_dir=more", "resume=auto", "trainer.max_steps=5")
+    result = run(tmp_path, *args)
+    assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "more" / "summary.json").read_text())["steps"] == 5
+
+
+def test_the_numbers_are_of_the_weights_that_are_exported(tmp_path: Path) -> None:
+    # The higher the loss the better, so that the best weights are the first that were validated.
+    args = (
+        "experiment=demo",
+        *SMALL,
+        "run_dir=run",
+        "export.which=best",
+        "callbacks.checkpoint.mode=max",
+        "trainer.val_check_interval=1",
+        "trainer.limit_val_batches=1.0",
+    )
+    result = run(tmp_path, *args)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    of = summary["weights"]
+    assert (of["export"], of["val"], of["val_last"], of["train"], of["val_before"]) == (
+        1,
+        1,
+        3,
+        3,
+        0,
+    )
+    with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:
+        losses = {r["step"]: float(r["val/loss"]) for r in csv.DictReader(file) if r["val/loss"]}
+    assert list(losses) == ["0", "1", "2", "3"]
+    assert summary["val"]["loss"] == losses["1"]
+    assert summary["val_last"]["loss"] == losses["3"]

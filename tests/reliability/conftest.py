@@ -128,7 +128,9 @@ class Toy:
         settings = {"val_check_interval": 1, **self.trainer, **changes}
         callbacks = [
             RandomState(5),
-            ValidationSchedule(settings.pop("val_check_interval"), None),
+            ValidationSchedule(
+                settings.pop("val_check_interval"), settings.pop("check_val_every_n_epoch", None)
+            ),
             BestCheckpoint(
                 dirpath=states,
                 filename="best-{step}",

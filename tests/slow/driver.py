@@ -74,7 +74,7 @@ def break_at(step: int) -> None:
 
 
 def stall_at(step: int) -> None:
-    """Let the third micro-batch after a step take minutes, in one call."""
+    """Let the second micro-batch after a step take minutes, in one call."""
     from minimind_dpo.training.module import DPOModule
 
     before = DPOModule.training_step

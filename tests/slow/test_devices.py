@@ -84,7 +84,12 @@ def test_a_run_goes_on_with_other_devices_at_the_exact_pair(odd: Any) -> None:
 
 
 def test_five_kills_of_two_ranks_change_nothing(cli: Any) -> None:
-    args = ["trainer.devices=2", "trainer.max_epochs=4", "model.dropout=0.1"]
+    args = [
+        "trainer.devices=2",
+        "trainer.max_epochs=4",
+        "model.dropout=0.1",
+        "data.num_workers=2",
+    ]
     assert finish(cli.ranks(2, *args, "run_dir=whole")) == [0, 0]
     draw, moments = random.Random(3), []
     for kill in range(5):

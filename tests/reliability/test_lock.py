@@ -1,0 +1,55 @@
+"""One process at a time in a folder, however the one before ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minimind_dpo.config import ConfigError
+from minimind_dpo.lock import LOCK_FILE, FolderLock
+
+HOLDER = """
+import os, sys, time
+from pathlib import Path
+from minimind_dpo.lock import FolderLock
+lock = FolderLock()
+lock.take(Path(sys.argv[1]), "run_dir")
+if os.fork() == 0:
+    time.sleep(60)  # as a process that loads data, which outlives its parent for a moment
+    os._exit(0)
+print("held", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks and kills")
+def test_the_second_process_is_told_who_holds_it_until_that_one_is_dead(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with FolderLock() as lock:
+            with pytest.raises(ConfigError, match=f"in use by process {holder.pid} on .* since"):
+                lock.take(tmp_path, "run_dir")
+            assert not lock.held
+            holder.send_signal(signal.SIGKILL)
+            holder.wait()
+            lock.take(tmp_path, "run_dir")
+            assert lock.held
+            assert str(os.getpid()) in (tmp_path / LOCK_FILE).read_text()
+        os.killpg(holder.pid, signal.SIGKILL)
+
+
+def test_a_lock_that_is_given_back_can_be_taken_again(tmp_path: Path) -> None:
+    for _ in range(2):
+        with FolderLock() as lock:
+            lock.take(tmp_path, "run_dir")
+            lock.take(tmp_path, "run_dir")  # its own: nothing to do
+        assert not lock.held

@@ -1,0 +1,33 @@
+"""`samples.md` has one block a step, whatever was run twice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from minimind_dpo.training.callbacks.samples import quoted, write_block
+
+
+def steps(path: Path) -> list[int]:
+    return [int(step) for step in re.findall(r"^## Step (\d+)$", path.read_text(), flags=re.M)]
+
+
+def test_a_step_that_is_run_again_replaces_its_block_and_later_ones(tmp_path: Path) -> None:
+    path = tmp_path / "samples.md"
+    for step in (0, 10, 20, 30):
+        write_block(path, step, f"text {step}")
+    write_block(path, 20, "again")
+    assert steps(path) == [0, 10, 20]
+    assert path.read_text() == (
+        "## Step 0\n\ntext 0\n\n## Step 10\n\ntext 10\n\n## Step 20\n\nagain\n\n"
+    )
+
+
+def test_an_answer_that_looks_like_a_heading_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "samples.md"
+    answer = "First:\n## Step 99\n\nThen."
+    assert quoted(answer) == "> First:\n> ## Step 99\n>\n> Then."
+    write_block(path, 1, quoted(answer))
+    write_block(path, 2, "next")
+    assert steps(path) == [1, 2]
+    assert "Step 99" in path.read_text()
