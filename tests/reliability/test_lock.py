@@ -9,9 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from minimind_dpo.config import ConfigError
 from minimind_dpo.lock import LOCK_FILE, FolderLock
+from minimind_dpo.sweep import SweepEnd
 
 HOLDER = """
 import os, sys, time
@@ -53,3 +55,21 @@ def test_a_lock_that_is_given_back_can_be_taken_again(tmp_path: Path) -> None:
             lock.take(tmp_path, "run_dir")
             lock.take(tmp_path, "run_dir")  # its own: nothing to do
         assert not lock.held
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+def test_a_sweep_folder_belongs_to_one_process(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as holder:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        with pytest.raises(SystemExit) as ended:
+            SweepEnd().on_multirun_start(config)
+        assert ended.value.code == 2
+        assert f"hydra.sweep.dir={tmp_path}: is in use" in capsys.readouterr().err
+        os.killpg(holder.pid, signal.SIGKILL)

@@ -183,3 +183,26 @@ def test_other_launchers_and_search_run_each_job_once(cli: Any, launcher: str) -
     while cli.session_of(process.pid) and time.monotonic() < end:
         time.sleep(0.1)
     assert cli.session_of(process.pid) == []
+
+
+def test_all_ranks_of_srun_are_told_of_a_folder_in_use(cli: Any, free_port: int) -> None:
+    args = ["trainer.devices=2", "trainer.max_epochs=300", "run_dir=run"]
+    first = cli.start("trainer.max_epochs=300", "run_dir=run")
+    cli.wait_for_steps("run", 1, first)
+    job = {
+        "SLURM_JOB_ID": "78",
+        "SLURM_JOB_NAME": "dpo",
+        "SLURM_NTASKS": "2",
+        "SLURM_NODEID": "0",
+        "SLURM_NODELIST": "localhost",
+        "MASTER_PORT": str(free_port),
+    }
+    ranks = [
+        cli.start(*args, "resume=auto", env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
+        for rank in ("0", "1")
+    ]
+    assert [rank.wait() for rank in ranks] == [2, 2]
+    for rank in ranks:
+        assert f"run_dir=run: is in use by process {first.pid} on" in rank.text()
+    first.kill(signal.SIGTERM)
+    assert first.wait() == 143
