@@ -193,6 +193,7 @@ def test_all_ranks_of_srun_are_told_of_a_folder_in_use(cli: Any, free_port: int)
         "SLURM_JOB_ID": "78",
         "SLURM_JOB_NAME": "dpo",
         "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "2",
         "SLURM_NODEID": "0",
         "SLURM_NODELIST": "localhost",
         "MASTER_PORT": str(free_port),
@@ -201,7 +202,7 @@ def test_all_ranks_of_srun_are_told_of_a_folder_in_use(cli: Any, free_port: int)
         cli.start(*args, "resume=auto", env={**job, "SLURM_PROCID": rank, "SLURM_LOCALID": rank})
         for rank in ("0", "1")
     ]
-    assert [rank.wait() for rank in ranks] == [2, 2]
+    assert [rank.wait() for rank in ranks] == [2, 2], ranks[0].text()
     for rank in ranks:
         assert f"run_dir=run: is in use by process {first.pid} on" in rank.text()
     first.kill(signal.SIGTERM)
