@@ -56,6 +56,8 @@ def block_attention(
 
 
 class _BlockAttention(torch.autograd.Function):
+    """The arithmetic by key head: rows (T * group, d) of its query heads, keys (T, d)."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -66,74 +68,84 @@ class _BlockAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        q, k, v = _grouped(query, key, value, scale)
-        out = q.new_empty(*q.shape[:3], v.shape[-1])
+        group = query.shape[1] // key.shape[1]
+        q, k, v = _rows(query, group, scale), _rows(key), _rows(value)
+        out = q.new_empty(*q.shape[:2], v.shape[-1])
         for tokens, index in _sequences(plan):
-            keys, values = _by_head(k, index), _by_head(v, index)
-            for head in range(k.shape[1]):
-                for block in _blocks(tokens, keys.shape[1], q.shape[2], window):
-                    weights = _weights(q, keys, head, block, window, plan)
-                    rows = product(weights, values[head, block.keys].t())
-                    out[block.queries, head] = rows.view(-1, *out.shape[2:])
+            keys, values = k[:, index], v[:, index]
+            for block in _blocks(tokens, keys.shape[1], group, window):
+                for head in range(len(k)):
+                    seen = keys[head, block.keys]
+                    weights = _weights(q[head, block.rows], seen, block, group, window, plan)
+                    out[head, block.rows] = product(weights, values[head, block.keys].t())
         ctx.save_for_backward(query, key, value, out)
         ctx.rest = plan, scale, window
-        return out.flatten(1, 2).to(query.dtype)
+        return _by_token(out, group).to(query.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, out = ctx.saved_tensors
         plan, scale, window = ctx.rest
-        q, k, v = _grouped(query, key, value, scale)
-        d_out = upstream.to(out.dtype).view(out.shape)
+        group = query.shape[1] // key.shape[1]
+        q, k, v = _rows(query, group, scale), _rows(key), _rows(value)
+        d_out = _rows(upstream, group)
         inner = (d_out * out).sum(-1, keepdim=True)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        # NOTE: transposed, (kv_heads, head_dim, T): oneDNN is slow where the left side would be.
+        dk, dv = (x.new_zeros(len(x), x.shape[2], x.shape[1]) for x in (k, v))
+        dq = torch.empty_like(q)
         for tokens, index in _sequences(plan):
-            keys, values = _by_head(k, index), _by_head(v, index)
-            # NOTE: transposed, (kv_heads, head_dim, keys): oneDNN is slow where the left side is.
-            dkeys, dvalues = (torch.zeros_like(x.transpose(1, 2)) for x in (keys, values))
-            for head in range(k.shape[1]):
-                for block in _blocks(tokens, keys.shape[1], q.shape[2], window):
-                    weights = _weights(q, keys, head, block, window, plan)
-                    rows = d_out[block.queries, head].flatten(0, 1)
-                    dvalues[head, :, block.keys] += product(rows.t(), weights.t())
-                    slope = product(rows, values[head, block.keys])
-                    slope -= inner[block.queries, head].flatten(0, 1)
-                    slope *= weights
-                    into = product(slope, keys[head, block.keys].t())
-                    dq[block.queries, head] = into.view(-1, *q.shape[2:])
-                    rows = q[block.queries, head].flatten(0, 1)
+            keys, values = k[:, index], v[:, index]
+            # A sequence's own keys are a piece of the result; borrowed ones are added to it after.
+            dkeys, dvalues = (
+                x[..., index] if isinstance(index, slice) else torch.zeros_like(x[..., index])
+                for x in (dk, dv)
+            )
+            for block in _blocks(tokens, keys.shape[1], group, window):
+                for head in range(len(k)):
+                    rows, slope = q[head, block.rows], d_out[head, block.rows]
+                    seen = keys[head, block.keys]
+                    weights = _weights(rows, seen, block, group, window, plan)
+                    dvalues[head, :, block.keys] += product(slope.t(), weights.t())
+                    slope = product(slope, values[head, block.keys])
+                    slope.sub_(inner[head, block.rows]).mul_(weights)
+                    dq[head, block.rows] = product(slope, seen.t())
                     dkeys[head, :, block.keys] += product(rows.t(), slope.t())
-            dk[index] += dkeys.permute(2, 0, 1)
-            dv[index] += dvalues.permute(2, 0, 1)
-        dq = dq.flatten(1, 2).mul_(scale).to(query.dtype)
-        return dq, dk.to(key.dtype), dv.to(value.dtype), None, None, None
+            if isinstance(index, Tensor):
+                dk.index_add_(2, index, dkeys)
+                dv.index_add_(2, index, dvalues)
+        dquery = _by_token(dq.mul_(scale), group).to(query.dtype)
+        dkey, dvalue = (x.permute(2, 0, 1).to(key.dtype) for x in (dk, dv))
+        return dquery, dkey, dvalue, None, None, None
 
 
 class _Block(NamedTuple):
     """Some queries of a sequence, and the keys that any of them sees.
 
     Attributes:
-        queries: Tokens of the batch.
+        rows: Queries x heads of a group, in order of tokens.
         keys: Keys of the sequence.
         ahead: How many of these keys the first query sees.
     """
 
-    queries: slice
+    rows: slice
     keys: slice
     ahead: int
 
 
-def _grouped(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Scaled queries as (T, kv_heads, group, head_dim); all in the arithmetic's precision."""
-    exact = torch.promote_types(q.dtype, torch.float32)
-    shape = (len(q), k.shape[1], q.shape[1] // k.shape[1], q.shape[2])
-    return (q.to(exact) * scale).view(shape), k.to(exact), v.to(exact)
+def _rows(x: Tensor, group: int = 1, scale: float = 1.0) -> Tensor:
+    """(T, heads, d) as (heads / group, T * group, d), scaled, in float32 or more, contiguous."""
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    by_head = exact.reshape(len(x), -1, group, x.shape[-1]).transpose(0, 1).flatten(1, 2)
+    return (by_head * scale if scale != 1.0 else by_head).contiguous()
 
 
-def _by_head(x: Tensor, index: slice | Tensor) -> Tensor:
-    """Keys or values of a sequence as (kv_heads, keys, head_dim), contiguous."""
-    return x[index].transpose(0, 1).contiguous()
+def _by_token(rows: Tensor, group: int) -> Tensor:
+    """The inverse of `_rows`: (kv_heads, T * group, d) as (T, heads, d)."""
+    kv_heads, _, width = rows.shape
+    return (
+        rows.view(kv_heads, -1, group, width).transpose(0, 1).reshape(-1, kv_heads * group, width)
+    )
 
 
 def _sequences(plan: AttentionPlan) -> Iterator[tuple[slice, slice | Tensor]]:
@@ -153,32 +165,37 @@ def _blocks(tokens: slice, keys: int, group: int, window: int | None) -> Iterato
         ahead = borrowed + start - tokens.start + 1
         first = 0 if window is None else max(0, ahead - window)
         last = borrowed + stop - tokens.start
-        yield _Block(slice(start, stop), slice(first, last), ahead - first)
+        yield _Block(slice(start * group, stop * group), slice(first, last), ahead - first)
 
 
 def _weights(
-    q: Tensor, keys: Tensor, head: int, block: _Block, window: int | None, plan: AttentionPlan
+    rows: Tensor, keys: Tensor, block: _Block, group: int, window: int | None, plan: AttentionPlan
 ) -> Tensor:
     """softmax(Q K^T) of one block and key head, (queries * group, keys)."""
-    scores = product(q[block.queries, head].flatten(0, 1), keys[head, block.keys])
-    queries, seen = block.queries.stop - block.queries.start, scores.shape[1]
+    scores = product(rows, keys)
+    seen, queries = len(keys), len(rows) // group
     if window is None or seen <= window:
         # Only the block's own tokens can lie ahead of a query.
-        scores[:, seen - queries :] += _hidden(queries, queries, 1, None, q, plan)
+        scores[:, seen - queries :] += _hidden(queries, queries, 1, None, group, rows.dtype, plan)
     else:
-        scores += _hidden(queries, seen, block.ahead, window, q, plan)
+        scores += _hidden(queries, seen, block.ahead, window, group, rows.dtype, plan)
     return scores.softmax(-1)
 
 
 def _hidden(
-    queries: int, keys: int, ahead: int, window: int | None, q: Tensor, plan: AttentionPlan
+    queries: int,
+    keys: int,
+    ahead: int,
+    window: int | None,
+    group: int,
+    dtype: torch.dtype,
+    plan: AttentionPlan,
 ) -> Tensor:
     """0 where a query sees a key and -inf elsewhere, (queries * group, keys)."""
-    group = q.shape[2]
-    kind = (queries, keys, ahead, window, group, q.dtype)
+    kind = (queries, keys, ahead, window, group, dtype)
     if kind not in plan.masks:
         distance = torch.arange(ahead - 1, ahead - 1 + queries)[:, None] - torch.arange(keys)
         seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        hidden = torch.zeros(queries, keys, dtype=q.dtype).masked_fill_(~seen, float("-inf"))
+        hidden = torch.zeros(queries, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
         plan.masks[kind] = hidden.repeat_interleave(group, dim=0)
     return plan.masks[kind]
