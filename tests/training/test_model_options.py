@@ -14,8 +14,10 @@ from minimind_dpo.data.collate import Collator
 from minimind_dpo.memory import is_out_of_memory, memory_advice
 from minimind_dpo.models.attention import use_planned_attention
 from minimind_dpo.models.dialects import CheckpointError
+from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.models.lora import adapters_off, add_adapters, merge_adapters, save_adapters
 from minimind_dpo.objective.logps import sequence_logps
+from minimind_dpo.products import choose_library
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions
 from minimind_dpo.training.reference import AdapterOffReference, weights_fingerprint
@@ -114,12 +116,23 @@ def test_running_out_of_memory_names_the_knobs_most_helpful_first() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_layers_give_the_same_numbers_and_compile_once() -> None:
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's own
+@pytest.mark.parametrize("library", ["torch", "onednn"])
+def test_compiled_layers_give_the_same_numbers_and_compile_once(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch._dynamo.utils import counters
 
     from minimind_dpo.models.compilation import compile_layers
 
+    if library == "onednn" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr("minimind_dpo.products.SMALLEST_LAYER", 1)
+    torch.compiler.reset()
+    counters.clear()
     plain, compiled = tiny_model(), tiny_model()
+    choose_library(library)
+    assert use_chosen_library(compiled) == (0 if library == "torch" else 15)
     assert compile_layers(compiled) == 2
     graphs = []
     for count in (2, 3, 5, 7):
