@@ -87,6 +87,14 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _onednn(x, weight, bias)
 
 
+def add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
+    """total += x weight^T in place, without a gradient; total (x's rows, out) of their dtype."""
+    if _by_onednn(x, weight, SMALLEST):
+        total += _onednn(x, weight)
+    else:
+        total.addmm_(x, weight.t())
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with its products by the chosen library, forward and backward."""
     if not _by_onednn(x, weight, SMALLEST_LAYER):

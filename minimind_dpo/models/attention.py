@@ -6,8 +6,9 @@ tokens are cut into sequences, each sees its own keys and those it borrows from 
 it (the shared prompt), causally, aligned at the end. A mask function of the same name returns
 nothing, or transformers would build a T x T mask each forward.
 
-On CUDA in half precision one variable-length kernel does the whole batch; elsewhere each sequence
-is one `scaled_dot_product_attention`.
+On CUDA in half precision one variable-length kernel does the whole batch, on a CPU long sequences
+go in blocks of queries (`block_attention`); elsewhere, and where scores are capped or weights are
+dropped, each sequence is one `scaled_dot_product_attention`.
 """
 
 from __future__ import annotations

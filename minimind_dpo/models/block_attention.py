@@ -50,7 +50,9 @@ def block_attention(
         (T, heads, value_dim), in the dtype of `query`.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    out = _BlockAttention.apply(query, key, value, plan, scale, window)
+    # Autocast would round scores, and only those of the forward pass.
+    with torch.autocast(query.device.type, enabled=False):
+        out = _BlockAttention.apply(query, key, value, plan, scale, window)
     assert isinstance(out, Tensor)
     return out
 

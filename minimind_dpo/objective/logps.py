@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
-from minimind_dpo.products import product
+from minimind_dpo.products import add_product, product
 
 CHUNK_ELEMENTS = 1 << 23
 """Logits alive at once: 32 MiB in float32."""
@@ -231,4 +231,7 @@ def _logits(
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     """total += left @ right, with the sum in the precision of `total`."""
-    total += product(left, right.t()).to(total.dtype)
+    if left.dtype == total.dtype:
+        add_product(total, left, right.t())
+    else:
+        total += product(left, right.t()).to(total.dtype)
