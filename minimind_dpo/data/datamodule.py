@@ -207,9 +207,14 @@ class PreferenceDataModule(L.LightningDataModule):
         """Where a training pair was read, `dpo.jsonl:17`."""
         return f"row {row}" if self.train_store is None else self.train_store.source(row)
 
-    def rows_to_score(self, epochs: int) -> list[np.ndarray]:
-        """Rows that `epochs` epochs and validation visit, one array per store of `stores`."""
-        train = self.train_sampler().visited(epochs)
+    def rows_to_score(self, epochs: int | None, steps: int | None = None) -> list[np.ndarray]:
+        """Rows that training and validation visit, one array per store of `stores`.
+
+        Args:
+            epochs: How many epochs training may take; None for no bound.
+            steps: How many optimizer steps it may take; None for no bound.
+        """
+        train = self.train_sampler().visited(epochs, steps)
         if len(self.stores) == 1:
             return [np.union1d(train, self.val_rows)]
         return [train, self.val_rows]

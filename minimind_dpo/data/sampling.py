@@ -136,14 +136,24 @@ class StepSampler(Sampler[MicroBatch]):
                 break
         return ranks
 
-    def visited(self, epochs: int) -> np.ndarray:
-        """Sorted rows that `epochs` epochs visit on any rank."""
-        if self.limit is None and not self.drop_last:
+    def visited(self, epochs: int | None, steps: int | None = None) -> np.ndarray:
+        """Sorted rows that a run visits on any rank.
+
+        Args:
+            epochs: How many epochs it may take; None for no bound.
+            steps: How many optimizer steps it may take in all; None for no bound.
+        """
+        an_epoch = math.ceil(len(self) / self.shape.accumulate)
+        whole = self.limit is None and not self.drop_last
+        if (whole and (steps is None or steps >= an_epoch)) or epochs is steps is None:
             return np.sort(self.rows)
+        left = an_epoch * (epochs or 0) if steps is None else steps
         seen: set[int] = set()
-        for epoch in range(epochs):
+        for epoch in range(math.ceil(left / max(an_epoch, 1)) if epochs is None else epochs):
             for rank in self.plan(epoch):
-                seen.update(row for micro_batch in rank for row in micro_batch.rows)
+                for micro_batch in rank[: max(left, 0) * self.shape.accumulate]:
+                    seen.update(micro_batch.rows)
+            left -= an_epoch
         return np.array(sorted(seen), dtype=np.int64)
 
     def largest(self, epochs: int) -> int:

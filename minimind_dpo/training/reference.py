@@ -128,7 +128,10 @@ class PrecomputedReference:
         precision = "" if trainer.precision == "32-true" else f"-{trainer.precision}"
         self.fingerprint = weights_fingerprint(model) + precision
         jobs = []
-        for store, rows in zip(data.stores, data.rows_to_score(_epochs(trainer)), strict=True):
+        # A resumed run may count its steps in another shape than the one it was begun in.
+        steps = None if trainer.ckpt_path else _bound(trainer.max_steps)
+        visited = data.rows_to_score(_bound(trainer.max_epochs), steps)
+        for store, rows in zip(data.stores, visited, strict=True):
             cache = ReferenceCache(store, self.fingerprint)
             # NOTE: shares of all rows, not of the missing ones: another rank may be writing
             # already, and ranks that see different rows missing would leave some to nobody.
@@ -179,8 +182,9 @@ class PrecomputedReference:
         return PairLogps(batch.reference_token_logps, batch.sequence_id, batch.lengths)
 
 
-def _epochs(trainer: L.Trainer) -> int:
-    return trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else 1
+def _bound(limit: int | None) -> int | None:
+    """Lightning writes "no bound" as None or -1."""
+    return None if limit is None or limit < 0 else limit
 
 
 def weights_fingerprint(model: PreTrainedModel) -> str:

@@ -93,6 +93,17 @@ def test_drop_last_leaves_the_cut_window_out() -> None:
     assert len(sampler.visited(1)) == 8
 
 
+def test_a_run_of_few_steps_visits_the_pairs_of_those_steps_alone() -> None:
+    sampler = make(10, StepShape(2, 2), seed=3)  # three steps an epoch: 4, 4 and 2 pairs
+    order = [[row for batch in sampler.plan(e)[0] for row in batch.rows] for e in (0, 1)]
+    assert set(sampler.visited(1, 2)) == set(order[0][:8])
+    assert set(sampler.visited(None, 2)) == set(order[0][:8])
+    assert len(sampler.visited(1, 3)) == len(sampler.visited(5, 7)) == 10
+    assert len(sampler.visited(None, None)) == 10
+    short = make(10, StepShape(2, 2), seed=3, drop_last=True)
+    assert set(short.visited(None, 3)) == set(order[0][:8]) | set(order[1][:4])
+
+
 def test_the_accumulation_that_fits_is_named() -> None:
     tokens = np.full(16, 100)
     sampler = StepSampler(np.arange(16), tokens, StepShape(8, 1), shuffle=False)

@@ -24,6 +24,8 @@ def rank_of_two(rank: int) -> Any:
     return SimpleNamespace(
         precision="32-true",
         max_epochs=1,
+        max_steps=-1,
+        ckpt_path=None,
         global_rank=rank,
         world_size=2,
         is_global_zero=False,
