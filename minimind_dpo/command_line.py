@@ -9,14 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
+from math import prod
 from typing import Any, Final, NoReturn
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,8 +34,9 @@ from minimind_dpo.schema import Config
 
 _MODES: Final = ("run", "multirun", "cfg", "info", "shell_completion")
 
-_JOBS_TRIED: Final = 16
-"""Jobs of a grid that are looked at for one that can run; each takes a tenth of a second."""
+_TRIED: Final = 16
+"""Values of a sweep that are composed, and jobs of a grid that are looked at for one that can run;
+each takes a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,22 @@ class CommandLine:
     def ordered(self) -> list[str]:
         """As Hydra wants it: flags between overrides are an error to it."""
         return [*self.overrides, *self.flags]
+
+
+@dataclass(frozen=True, slots=True)
+class _Axis:
+    """An override in a grid: each of its values as an override of its own, in order."""
+
+    values: list[str]
+    is_range: bool = False
+
+    @property
+    def some(self) -> list[str]:
+        """All values, or of many the first ones and the last; of a range both ends say enough."""
+        kept = 2 if self.is_range else _TRIED
+        if len(self.values) <= kept:
+            return self.values
+        return [*self.values[: kept - 1], self.values[-1]]
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
@@ -117,11 +135,11 @@ def check_jobs(overrides: Sequence[str], check: Callable[[Config], None] | None 
     Raises:
         ConfigError: With what is wrong.
     """
-    choices = _choices(overrides)
-    first = [values[0] for values in choices]
+    axes = _axes(overrides)
+    first = [axis.values[0] for axis in axes]
     problems: dict[str, Problem] = {}
-    for place, values in enumerate(choices):
-        for value in values if place == 0 else values[1:]:
+    for place, axis in enumerate(axes):
+        for value in axis.some if place == 0 else axis.some[1:]:
             try:
                 compose([*first[:place], value, *first[place + 1 :]])
             except ConfigError as error:
@@ -129,24 +147,43 @@ def check_jobs(overrides: Sequence[str], check: Callable[[Config], None] | None 
     if problems:
         raise ConfigError(list(problems.values()))
     if check is not None:
-        _check_any(check, choices)
+        _check_any(check, axes)
 
 
-def _check_any(check: Callable[[Config], None], choices: list[list[str]]) -> None:
-    wrong: ConfigError | None = None
-    for job in islice(product(*choices), _JOBS_TRIED):
+def _check_any(check: Callable[[Config], None], axes: list[_Axis]) -> None:
+    """Refuse a small grid where each job was tried, a large one for what all tried jobs share.
+
+    In a large one every value stands in one of the jobs that are tried (of many values, some). A
+    problem that is told of all of them in the same words depends on no value of the sweep.
+    """
+    whole = prod(len(axis.values) for axis in axes) <= _TRIED
+    some = [axis.some for axis in axes]
+    jobs = (
+        list(product(*(axis.values for axis in axes)))
+        if whole
+        else [
+            tuple(values[number % len(values)] for values in some)
+            for number in range(max(map(len, some)))
+        ]
+    )
+    errors: list[ConfigError] = []
+    for job in jobs:
         try:
             check(compose(job))
         except ConfigError as error:
-            wrong = wrong or error
+            errors.append(error)
         else:
             return
-    if wrong is not None:
-        raise wrong
+    if whole:
+        raise errors[0]
+    told = [{str(problem) for problem in error.problems} for error in errors]
+    shared = set.intersection(*told)
+    if shared:
+        raise ConfigError([p for p in errors[0].problems if str(p) in shared])
 
 
-def _choices(overrides: Sequence[str]) -> list[list[str]]:
-    """For each override, those of the command line and those of a preset, its values in a grid."""
+def _axes(overrides: Sequence[str]) -> list[_Axis]:
+    """Each override, those of the command line and those of a preset, with its values in a grid."""
     parser = OverridesParser.create()
     try:
         parsed = parser.parse_overrides(list(overrides))
@@ -158,7 +195,11 @@ def _choices(overrides: Sequence[str]) -> list[list[str]]:
         parsed = parser.parse_overrides([f"{k}={v}" for k, v in preset.items()]) + parsed
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise ConfigError([compose_problem(error, overrides)]) from error
-    return [values for override in parsed if (values := list(_values(override)))]
+    return [
+        _Axis(values, isinstance(override.value(), RangeSweep))
+        for override in parsed
+        if (values := list(_values(override)))
+    ]
 
 
 def _values(override: Override) -> Iterator[str]:
@@ -176,4 +217,6 @@ def _values(override: Override) -> Iterator[str]:
         # Its ends may be values that a search never tries.
         assert value.start is not None
         assert value.end is not None
-        yield f"{override.get_key_element()}={(value.start + value.end) / 2}"
+        whole = isinstance(value.start, int) and isinstance(value.end, int)
+        middle = (value.start + value.end) // 2 if whole else (value.start + value.end) / 2
+        yield f"{override.get_key_element()}={middle}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from minimind_dpo import train
 from minimind_dpo.command_line import check_jobs, read_command_line
-from minimind_dpo.config import ConfigError
+from minimind_dpo.config import ConfigError, Problem, compose
+from minimind_dpo.schema import Config
 
 
 @pytest.mark.parametrize(
@@ -93,6 +95,53 @@ def test_a_sweep_is_refused_where_none_of_its_jobs_can_run() -> None:
     # The middle of what a search draws from: its ends may never be drawn.
     check_jobs(["loss.beta=interval(-1,3)"], check)
     assert tried[-1] == 1.0
+
+
+def test_a_large_sweep_is_refused_for_what_all_of_its_jobs_share_alone() -> None:
+    def check(config: Config) -> None:
+        wrong = [key for key in ("path", "tokenizer") if getattr(config.model, key) == "bad"]
+        problems = [Problem(f"model.{key}", "is bad") for key in wrong]
+        if config.loss.beta < 0:
+            problems.append(Problem("loss.beta", "is negative", value=config.loss.beta))
+        if problems:
+            raise ConfigError(problems)
+
+    seeds = "seed=range(0,17)"
+    check_jobs(["model.path=bad,good", seeds], check)
+    check_jobs(["loss.beta=-1,0.1,-2", "model.path=bad,good", "seed=range(0,40)"], check)
+    # None of the jobs that are tried can run, each for another reason: one of the rest may.
+    check_jobs([f"loss.beta={','.join(map(str, range(-17, 2)))},-1"], check)
+    with pytest.raises(ConfigError) as caught:
+        check_jobs(["model.path=bad", "model.tokenizer=bad,good", seeds], check)
+    assert [problem.key for problem in caught.value.problems] == ["model.path"]
+    # Small enough to try all of it: what neither end can be, what lies between them can.
+    check_jobs(["loss.beta=-3,1,-2"], check)
+    with pytest.raises(ConfigError):
+        check_jobs(["loss.beta=range(-3,0)"], check)
+
+
+def test_whole_numbers_that_a_search_draws_are_tried_with_a_whole_number() -> None:
+    tried = []
+    check_jobs(
+        ["data.batch_size=int(interval(1,8))"], lambda config: tried.append(config.data.batch_size)
+    )
+    assert tried == [4]
+
+
+def test_of_a_long_sweep_a_few_values_are_composed(monkeypatch: pytest.MonkeyPatch) -> None:
+    composed: list[list[str]] = []
+
+    def count(job: Sequence[str]) -> Config:
+        composed.append(list(job))
+        return compose(job)
+
+    monkeypatch.setattr("minimind_dpo.command_line.compose", count)
+    check_jobs(["seed=range(0,500)"])
+    assert composed == [["seed=0"], ["seed=499"]]
+    composed.clear()
+    check_jobs([f"seed={','.join(map(str, range(500)))}"])
+    assert len(composed) == 16
+    assert composed[-1] == ["seed=499"]
 
 
 def test_modes_that_exclude_each_other_are_named() -> None:
