@@ -49,6 +49,7 @@ def validate(
         *execution.duration_problems(config),
         *execution.trainer_problems(config),
         *execution.device_problems(config, machine, world_size),
+        *execution.product_problems(config, machine),
         *execution.compile_problems(config),
         *execution.callback_problems(config),
     ]

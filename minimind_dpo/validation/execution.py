@@ -51,17 +51,23 @@ class Machine:
     Attributes:
         cuda: CUDA devices.
         mps: Whether there is Apple's.
+        onednn: Whether this build of torch has the library oneDNN.
     """
 
     cuda: int
     mps: bool
+    onednn: bool = True
 
     @classmethod
     def detect(cls) -> Machine:
         """Ask torch."""
         import torch
 
-        return cls(torch.cuda.device_count(), torch.backends.mps.is_available())
+        return cls(
+            cuda=torch.cuda.device_count(),
+            mps=torch.backends.mps.is_available(),
+            onednn=torch.backends.mkldnn.is_available(),
+        )
 
 
 def precision_problems(config: Config) -> Iterator[Problem]:
@@ -194,6 +200,14 @@ def device_problems(config: Config, machine: Machine, world_size: int | None) ->
         if per_node * trainer.num_nodes != world_size:
             why = f"on {trainer.num_nodes} node(s), but the launcher started {world_size} processes"
             yield Problem("trainer.devices", why, "Make them equal.", trainer.devices)
+
+
+def product_problems(config: Config, machine: Machine) -> Iterator[Problem]:
+    """A library of matrix products that this build of torch lacks."""
+    library = config.model.matmul_library
+    if library == "onednn" and not machine.onednn:
+        why = "is not in this build of torch"
+        yield Problem("model.matmul_library", why, "Use auto or torch.", library)
 
 
 def compile_problems(config: Config) -> Iterator[Problem]:

@@ -44,6 +44,15 @@ def test_every_problem_is_reported_at_once(files: list[str]) -> None:
     assert lines[4].startswith("  trainer.precision=bf16-true: is refused: updates of DPO's size")
 
 
+def test_a_library_that_this_torch_lacks_is_refused(
+    files: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
+    validate(compose(files))
+    with pytest.raises(ConfigError, match=r"matmul_library=onednn: is not in this build of torch"):
+        validate(compose([*files, "model.matmul_library=onednn"]))
+
+
 def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> None:
     found = problems([])
     assert found.keys() == {"model.path", "data.train"}
