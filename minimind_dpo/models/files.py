@@ -184,13 +184,17 @@ def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
     """
     # NOTE: a sum is infinite or NaN wherever a member is, and is much cheaper than isfinite;
     # it can overflow in half precision, so only then is each element looked at.
-    bad = [
-        key
-        for key, tensor in tensors.items()
-        if not torch.isfinite(tensor.sum()) and not torch.isfinite(tensor).all()
-    ]
+    bad = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
     if bad:
         raise CheckpointError(
             f"{where}: {len(bad)} tensor(s) hold NaN or infinite numbers: {', '.join(bad[:5])}. "
             "The training that wrote it diverged, or the file is damaged; use an earlier one"
         )
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if tensor.dtype == torch.float4_e2m1fn_x2:
+        return True  # has no code for NaN or infinity
+    if tensor.dtype.itemsize == 1:
+        tensor = tensor.float()  # torch does not add numbers of 8 bits
+    return bool(torch.isfinite(tensor.sum()) or torch.isfinite(tensor).all())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -195,14 +196,25 @@ def _check_finite(model: PreTrainedModel, source: Path | str) -> None:
     if model.device.type != "meta":
         check_finite(model.state_dict(), str(source))
         return
-    for path in sorted(source.glob("*.safetensors")) if isinstance(source, Path) else ():
+    for path in _weight_files(source) if isinstance(source, Path) else ():
         with safe_open(path, "pt") as file:
             for key in file.keys():  # noqa: SIM118
                 check_finite({key: file.get_tensor(key)}, str(path))
 
 
+def _weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers loads; adapters and other copies may lie beside."""
+    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        return []
+    parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [folder / name for name in sorted(set(parts))]
+
+
 def _stored_dtype(folder: Path) -> torch.dtype | None:
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in _weight_files(folder):
         with safe_open(path, "pt") as file:
             kinds = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118
         if kinds:

@@ -3,8 +3,8 @@
     native MiniMind file -> read -> recognise -> fields -> transformers class, strictly loaded
     Hugging Face folder or hub name -> AutoModelForCausalLM, strictly loaded
 
-On the device `meta` the same happens to shapes alone: whatever is wrong with a checkpoint is found
-in a moment and in no memory, long before its weights are needed.
+On the device `meta` the same happens to shapes alone: what is wrong with a checkpoint is found in a
+moment and in no memory, long before its weights are needed.
 
 Dropout is off unless asked for: active in the policy alone it adds noise to every log-ratio.
 """
@@ -95,7 +95,9 @@ def load_model(
         dtype: Number format of the loaded weights.
         dropout: Probability used wherever the architecture can drop; 0 is right for DPO.
         trust_remote_code: Let a hub model run the Python code that comes with it.
-        device: `meta` builds the model without its weights, and refuses what `cpu` would refuse.
+        device: `meta` builds the model without its weights, and refuses what `cpu` would refuse;
+            but whether numbers are finite it looks up in native files and in a folder's
+            safetensors alone, not in `.bin` files or under a hub name.
         key: The configuration key that names the path, for messages.
 
     Returns:

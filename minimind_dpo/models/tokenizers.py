@@ -71,7 +71,7 @@ def find_tokenizer(
             )
         found = _load(named, "model.tokenizer", trust_remote_code)
         if isinstance(source, Path) and source.is_dir() and _holds_tokenizer(source):
-            _check_agrees(found, _load(source, "model.path", trust_remote_code), source)
+            _check_agrees(found, source, trust_remote_code)
         return found
     if isinstance(source, str):
         return _load(source, "model.path", trust_remote_code)
@@ -87,25 +87,44 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        with quiet():
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return _read(source, trust_remote_code)
     except Exception as error:  # transformers and its tokenizers raise nearly anything here
-        why = str(error).strip().rstrip(".")
-        if "trust_remote_code" in why:
-            why = (
-                "it comes with Python code of its own, which is not run unless "
-                "model.trust_remote_code=true allows it"
-            )
         raise CheckpointError(
-            f"{key}={source}: its tokenizer cannot be loaded: {why}. Set model.tokenizer to a "
-            "folder with tokenizer.json and tokenizer_config.json, or to a hub name"
+            f"{key}={source}: its tokenizer cannot be loaded: {_why(error)}. Set model.tokenizer "
+            "to a folder with tokenizer.json and tokenizer_config.json, or to a hub name"
         ) from error
 
 
-def _check_agrees(
-    named: PreTrainedTokenizerBase, own: PreTrainedTokenizerBase, folder: Path
-) -> None:
-    """Refuse a tokenizer that numbers the special tokens otherwise than the model's own."""
+def _read(source: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    with quiet():
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def _why(error: Exception) -> str:
+    why = str(error).strip().rstrip(".")
+    if "trust_remote_code" in why:
+        return (
+            "it comes with Python code of its own, which is not run unless "
+            "model.trust_remote_code=true allows it"
+        )
+    return why
+
+
+def _check_agrees(named: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool) -> None:
+    """Refuse a tokenizer that numbers the special tokens otherwise than the model's own.
+
+    One that cannot be loaded is no reason to refuse: another was named, perhaps for that reason.
+    """
+    try:
+        own = _read(folder, trust_remote_code)
+    except Exception as error:  # as for the one that was named
+        log.warning(
+            "Whether model.tokenizer numbers the special tokens as the tokenizer in %s does is not "
+            "known, since that one cannot be loaded: %s.",
+            folder,
+            _why(error),
+        )
+        return
     vocabulary, numbers = own.get_vocab(), named.get_vocab()
     moved = [
         f"{token} is {numbers[token]} and was {vocabulary[token]}"

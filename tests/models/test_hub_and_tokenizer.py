@@ -196,6 +196,50 @@ def test_onto_the_meta_device_a_model_loads_without_weights_and_is_checked_the_s
             load_model(folder, device=device)
 
 
+def put_norm(folder: Path, name: str, norm: torch.Tensor) -> None:
+    """A copy of the folder's weights under another name, with that last norm."""
+    weights = load_file(folder / "model.safetensors") | {"model.norm.weight": norm}
+    save_file(weights, folder / name, metadata={"format": "pt"})
+
+
+def test_only_the_files_that_a_model_uses_are_looked_through(folder: Path) -> None:
+    put_norm(folder, "consolidated.safetensors", torch.full((16,), float("nan")))
+    assert load_model(folder, device="meta").dialect == load_model(folder).dialect
+    # As parts that an index names.
+    put_norm(folder, "part.safetensors", torch.ones(16))
+    (folder / "model.safetensors").unlink()
+    keys = load_file(folder / "part.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(keys, "part.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert load_model(folder, device="meta").dialect.file_dtype == torch.bfloat16
+    index["weight_map"] = dict.fromkeys(keys, "consolidated.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"consolidated.*infinite numbers: model.norm.weight"):
+        load_model(folder, device="meta")
+
+
+def test_numbers_of_eight_bits_are_looked_through_as_others_are(folder: Path) -> None:
+    norm = torch.ones(16)
+    put_norm(folder, "model.safetensors", norm.to(torch.float8_e4m3fn))
+    load_model(folder, device="meta")
+    norm[3] = float("nan")
+    put_norm(folder, "model.safetensors", norm.to(torch.float8_e4m3fn))
+    for device in ("cpu", "meta"):
+        with pytest.raises(CheckpointError, match=r"infinite numbers: model.norm.weight"):
+            load_model(folder, device=device)
+
+
+def test_a_named_tokenizer_stands_in_for_one_that_cannot_be_loaded(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_tokenizer().save_pretrained(tmp_path / "whole")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"Set model\.tokenizer to a folder"):
+        load_model(folder)
+    assert load_model(folder, tmp_path / "whole").has_tokenizer
+    assert f"as the tokenizer in {folder} does is not known" in caplog.text
+
+
 def test_a_tokenizer_with_other_special_numbers_than_the_models_own_is_refused(
     folder: Path, tmp_path: Path
 ) -> None:
