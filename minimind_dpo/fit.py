@@ -35,9 +35,11 @@ from minimind_dpo.objective.registry import LOSSES
 from minimind_dpo.objective.validation import padded_mean_warning, supports_margins
 from minimind_dpo.products import choose_library
 from minimind_dpo.results import (
+    SUMMARY,
     Clock,
     export_weights,
     finished,
+    set_summary_aside,
     summarise,
     take_best_weights,
     tell_finished,
@@ -131,13 +133,14 @@ def _fit(
         _validate_exported(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
-    export_weights(config, policy, run.folder)
+    exported = export_weights(config, policy, run.folder)
     summary = summarise(config, trainer, module, data, policy, before, last, clock)
+    summary["exported"] = exported
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
         summary["weights"]["demo"] = module.current_step
-    write_json(summary, run.folder / "summary.json")
-    log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / 'summary.json'}")
+    write_json(summary, run.folder / SUMMARY)
+    log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / SUMMARY}")
     if config.logger.name == "tensorboard":
         log.info(f"Curves: tensorboard --logdir {run.folder}")
     return summary
@@ -180,6 +183,7 @@ def _open_run(
     if first:
         write_config(config, run.folder)
         forget_failure(run.folder)
+        set_summary_aside(run.folder)
         _report_data(data)
     return run, data, identity, None
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 
@@ -23,6 +24,10 @@ from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.storage import read_checkpoint, read_header
 
 log = logging.getLogger(__name__)
+
+SUMMARY: Final = "summary.json"
+EARLIER_SUMMARY: Final = "summary.earlier.json"
+"""Of the time before a run was taken further."""
 
 
 class Clock:
@@ -44,11 +49,26 @@ class Clock:
 
 
 def finished(config: Config, run: Run) -> dict[str, Any] | None:
-    """The summary of a run that has nothing left to train; None where there is something."""
-    path = run.folder / "summary.json"
-    if run.checkpoint is None or not path.is_file():
+    """The summary of a run that has nothing left to do; None where there is something.
+
+    A state at the end of training is not enough: the run may have ended before its weights were
+    exported. The summary is written last, so one of this very step says that they were.
+    """
+    path = run.folder / SUMMARY
+    if run.checkpoint is None or not path.is_file() or not _bounds(config, run):
         return None
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if _bounds(config, run) else None
+    summary = dict(json.loads(path.read_text(encoding="utf-8")))
+    of_this_state = summary["steps"] == read_header(run.checkpoint)["step"]
+    exported = summary.get("exported")
+    whole = exported is not None and all((run.folder / name).is_file() for name in exported)
+    return summary if of_this_state and whole else None
+
+
+def set_summary_aside(folder: Path) -> None:
+    """A run that goes on has no summary until it ends: the earlier one would pass for its own."""
+    path = folder / SUMMARY
+    if path.is_file():
+        os.replace(path, path.with_name(EARLIER_SUMMARY))
 
 
 def tell_finished(config: Config, run: Run, summary: dict[str, Any]) -> None:
@@ -78,16 +98,24 @@ def _bounds(config: Config, run: Run) -> list[str]:
     return [name for name, (most, done) in bounds.items() if most is not None and 0 < most <= done]
 
 
-def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> None:
-    """Write `export/`, and `adapters/` where there are any; the model is a plain one after it."""
+def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[str]:
+    """Write `export/`, and `adapters/` where there are any; the model is a plain one after it.
+
+    Returns:
+        A file of each form that was asked for, by which to see that it is there.
+    """
     folder = run_dir / "export"
+    written: list[Path] = []
     if has_adapters(policy.model):
         save_adapters(policy.model, run_dir / "adapters")
         merge_adapters(policy.model)
     if config.export.hf:
         save_hf(policy.model, policy.tokenizer, folder)
+        written.append(folder / "config.json")
     if config.export.native and policy.dialect.generation is not None:
-        save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
+        native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
+        written.append(native)
+    return [path.relative_to(run_dir).as_posix() for path in written]
 
 
 def take_best_weights(trainer: L.Trainer, module: DPOModule) -> bool:
@@ -143,14 +171,7 @@ def summarise(
         "val": module.last_val_metrics,
         "val_before": before,
         "val_last": last,
-        # Optimizer steps after which the weights were that each group of numbers is of.
-        "weights": {
-            "export": module.current_step,
-            "train": module.last_train_step,
-            "val": module.last_val_step,
-            "val_before": 0,
-            "val_last": trainer.global_step,
-        },
+        "weights": _steps_of(trainer, module, before, last),
         "pairs_seen": throughput.pairs,
         "steps": trainer.global_step,
         "epochs": trainer.current_epoch,
@@ -173,3 +194,19 @@ def summarise(
         "versions": versions(),
         "seed": config.seed,
     }
+
+
+def _steps_of(
+    trainer: L.Trainer, module: DPOModule, before: dict[str, float], last: dict[str, float]
+) -> dict[str, int]:
+    """Optimizer steps after which the weights were that each group of numbers is of."""
+    found = {"export": module.current_step}
+    if module.last_train_metrics:
+        found["train"] = module.last_train_step
+    if module.last_val_metrics:
+        found["val"] = module.last_val_step
+    if before:
+        found["val_before"] = 0
+    if last:
+        found["val_last"] = trainer.global_step
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -122,6 +123,51 @@ def test_a_finished_run_goes_on_where_its_bound_is_raised(finished: Path, tmp_pa
     result = run(tmp_path, *args)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "more" / "summary.json").read_text())["steps"] == 5
+
+
+def digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_run_that_died_before_its_export_writes_it_when_resumed(
+    finished: Path, tmp_path: Path
+) -> None:
+    old = {path.name: path.read_bytes() for path in (finished / "export").iterdir()}
+    shutil.copytree(finished, tmp_path / "more")
+    more = tmp_path / "more"
+    args = ("experiment=demo", *SMALL, "run_dir=more", "resume=auto", "trainer.max_steps=5")
+    assert run(tmp_path, *args).returncode == 0
+    weights, numbers = digest(more / "export" / "model.safetensors"), more / "summary.json"
+    expected = json.loads(numbers.read_text())
+    # As a kill after the last state leaves it: weights and numbers of the first 3 steps.
+    for name, content in old.items():
+        (more / "export" / name).write_bytes(content)
+    shutil.copy(finished / "summary.json", numbers)
+    result = run(tmp_path, *args)
+    assert result.returncode == 0, result.stderr
+    assert "has finished" not in result.stdout
+    assert digest(more / "export" / "model.safetensors") == weights
+    summary = json.loads(numbers.read_text())
+    assert (summary["steps"], summary["val"]) == (5, expected["val"])
+    assert summary["train"] == expected["train"]
+    # The same for an earlier state, and where the export is gone.
+    again = (*args[:-2], f"resume={more / 'checkpoints' / 'step-00000003.ckpt'}")
+    result = run(tmp_path, *again, "trainer.max_steps=3")
+    assert result.returncode == 0, result.stderr
+    assert json.loads(numbers.read_text())["steps"] == 3
+    assert (more / "export" / "model.safetensors").read_bytes() == old["model.safetensors"]
+    shutil.rmtree(more / "export")
+    assert run(tmp_path, *again, "trainer.max_steps=3").returncode == 0
+    assert (more / "export" / "model.safetensors").read_bytes() == old["model.safetensors"]
+
+
+def test_numbers_of_no_validation_have_no_step(tmp_path: Path) -> None:
+    none = ("trainer.limit_val_batches=0", "trainer.max_steps=1", "run_dir=run")
+    result = run(tmp_path, "experiment=demo", *SMALL, *none)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["val_last"] == {}
+    assert summary["weights"].keys() == {"export", "train"}
 
 
 def test_the_numbers_are_of_the_weights_that_are_exported(tmp_path: Path) -> None:
