@@ -14,13 +14,15 @@ import socket
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from minimind_dpo.config import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 
 LOCK_FILE: Final = ".lock"
+_held: Final[set[Path]] = set()
+"""Folders of this process: to the operating system, all of its locks are one."""
 _TAKEN: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
@@ -29,6 +31,11 @@ class FolderLock:
 
     def __init__(self) -> None:
         self._file: IO[str] | None = None
+        self._folder = Path()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, as launchers of sweeps make one for their jobs, holds nothing."""
+        return FolderLock().__dict__
 
     def __enter__(self) -> FolderLock:
         return self
@@ -54,10 +61,13 @@ class FolderLock:
             key: Configuration key that names the folder, for the message.
 
         Raises:
-            ConfigError: Another process holds it; says which.
+            ConfigError: Another run holds it, in this process or another; says which.
         """
         if self.held:
             return
+        # NOTE: looked at before the file is opened: closing it would free the lock of the other.
+        if folder.resolve() in _held:
+            raise _in_use(folder, key, "this very process")
         file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
         try:
             _lock(file)
@@ -65,13 +75,12 @@ class FolderLock:
             if error.errno in _TAKEN:
                 holder = _holder(file)
                 file.close()
-                why = f"is in use by {holder}; two runs in one folder would destroy each other"
-                fix = "Wait for it, end it, or name another folder."
-                raise ConfigError([Problem(key, why, fix, str(folder))]) from None
+                raise _in_use(folder, key, holder) from None
             log.warning(
                 f"{folder} cannot be locked ({error}): nothing keeps a second run out of it"
             )
-        self._file = file
+        self._file, self._folder = file, folder.resolve()
+        _held.add(self._folder)
         file.truncate(0)
         since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
@@ -82,6 +91,13 @@ class FolderLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+            _held.discard(self._folder)
+
+
+def _in_use(folder: Path, key: str, holder: str) -> ConfigError:
+    why = f"is in use by {holder}; two runs in one folder would destroy each other"
+    fix = "Wait for it, end it, or name another folder."
+    return ConfigError([Problem(key, why, fix, str(folder))])
 
 
 def _lock(file: IO[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -55,6 +56,36 @@ def test_a_lock_that_is_given_back_can_be_taken_again(tmp_path: Path) -> None:
             lock.take(tmp_path, "run_dir")
             lock.take(tmp_path, "run_dir")  # its own: nothing to do
         assert not lock.held
+
+
+def test_two_runs_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with FolderLock() as first, FolderLock() as second:
+        first.take(tmp_path, "run_dir")
+        with pytest.raises(ConfigError, match="in use by this very process"):
+            second.take(tmp_path / "a" / "..", "run_dir")
+        assert not second.held
+        # The refusal has not freed it: another process is refused as well.
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"in use by process {os.getpid()} on" in refused.stderr
+        first.release()
+        second.take(tmp_path, "run_dir")
+        assert second.held
+
+
+def test_a_started_sweep_can_be_sent_to_the_processes_of_its_jobs(
+    tmp_path: Path,
+) -> None:
+    end = SweepEnd()
+    end.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
+    with end.lock:
+        copy = pickle.loads(pickle.dumps(end))
+        assert end.lock.held
+        assert not copy.lock.held
+        copy.lock.release()
+        with FolderLock() as other, pytest.raises(ConfigError):
+            other.take(tmp_path, "run_dir")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")
