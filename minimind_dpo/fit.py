@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 import warnings
@@ -86,7 +87,8 @@ def fit(
 
     Args:
         config: What to run; checked.
-        stop: What signal handlers set.
+        stop: What signal handlers set. Without it signals are taken over while this runs, and
+            given back; a second Ctrl-C is the caller's own, which is KeyboardInterrupt.
         ranks: The watch over this run's other processes.
 
     Returns:
@@ -96,9 +98,11 @@ def fit(
         Stopped: A signal came; the state is saved.
     """
     clock = Clock()
-    stop = stop or StopRequest(config.guard.stop_grace)
-    with FolderLock() as lock:
-        return _fit(config, stop, ranks or RankGuard(), lock, clock)
+    with contextlib.ExitStack() as ending:
+        if stop is None:
+            stop = StopRequest(config.guard.stop_grace)
+            ending.callback(stop.restore)
+        return _fit(config, stop, ranks or RankGuard(), ending.enter_context(FolderLock()), clock)
 
 
 def _fit(

@@ -12,7 +12,8 @@ What costs nothing to give up (validation, sampled answers) is given up at once.
 between micro-batches only: one that left a collective would leave the others hanging in it.
 
 SIGTERM, SIGUSR1   exit 143: what schedulers send, and their warning before it
-SIGINT (Ctrl-C)    exit 130; a second one ends the process at once, by that signal
+SIGINT (Ctrl-C)    exit 130; a second one ends the process at once, by that signal. In a program
+                   that calls `fit` itself it goes to that program's own handler
 """
 
 from __future__ import annotations
@@ -41,8 +42,11 @@ _ONE_CALL: Final = 8.0  # seconds that a single call may keep Python from runnin
 _SAME_PRESS: Final = 0.3  # seconds in which a launcher may pass on a Ctrl-C that came by itself
 
 
-class Stopped(Exception):  # noqa: N818 - not an error
+class Stopped(BaseException):
     """The run was asked to stop and has saved what there was to save.
+
+    No `Exception`, as KeyboardInterrupt is none: it may be raised anywhere, and whoever catches all
+    that can go wrong while a file is read must not take it for a damaged file.
 
     Attributes:
         signum: The signal.
@@ -194,10 +198,19 @@ class StopRequest:
             # As shells expect of Ctrl-C: by the signal itself.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
+        if self._ear is None and self._is_second(signum):
+            # Nobody else would hear it: it is for those who had Ctrl-C before this run.
+            signal.signal(signal.SIGINT, self._before.get(signum) or signal.default_int_handler)
+            signal.raise_signal(signal.SIGINT)
+            return
         self._note(signum)
         if not self.patient and not self._raised:
             self._raised = True
             raise Stopped(signum)
+
+    def _is_second(self, signum: int) -> bool:
+        again = signum == signal.SIGINT == self.signum
+        return again and time.monotonic() - self._asked > _SAME_PRESS
 
     def _note(self, signum: int) -> None:
         self._asked = self._asked or time.monotonic()

@@ -1,0 +1,84 @@
+"""What a signal does to the process that gets it, wherever it is at that moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as tf
+
+from minimind_dpo import fit as fit_module
+from minimind_dpo.config import compose
+from minimind_dpo.models.tokenizers import need_tokenizer
+from minimind_dpo.training.ranks import RankGuard
+from minimind_dpo.training.stopping import Stopped, StopRequest
+from minimind_dpo.training.storage import read_header
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
+
+
+@pytest.fixture
+def request_() -> Iterator[StopRequest]:
+    stop = StopRequest()
+    stop.install()
+    yield stop
+    stop.restore()
+
+
+def stop_me(*_: Any, **__: Any) -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_stop_while_a_tokenizer_loads_is_no_damaged_tokenizer(
+    request_: StopRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(tf.AutoTokenizer, "from_pretrained", stop_me)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        need_tokenizer(str(tmp_path), None)
+
+
+def test_a_stop_while_a_state_is_read_is_no_damaged_state(
+    request_: StopRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    torch.save({"a": 1}, tmp_path / "state.ckpt")
+    monkeypatch.setattr(torch, "load", stop_me)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        read_header(tmp_path / "state.ckpt")
+
+
+def test_a_second_ctrl_c_is_the_callers_where_nobody_listens(request_: StopRequest) -> None:
+    request_.patient = True
+    os.kill(os.getpid(), signal.SIGINT)
+    assert request_.signum == signal.SIGINT
+    os.kill(os.getpid(), signal.SIGINT)  # one press, passed on by a launcher as well
+    time.sleep(0.35)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_fit_from_python_gives_the_signals_back(
+    monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    def train(config: Any, stop: StopRequest, ranks: RankGuard, *_: Any) -> dict[str, Any]:
+        stop.install()
+        if fails:
+            raise Stopped(signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr(fit_module, "_fit", train)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    config = compose(["data.train=pairs.jsonl", "model.path=model"])
+    if fails:
+        with pytest.raises(Stopped):
+            fit_module.fit(config)
+    else:
+        fit_module.fit(config)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
