@@ -24,6 +24,7 @@ from minimind_dpo.lock import FolderLock
 from minimind_dpo.schema import Config
 from minimind_dpo.training.resume import check_belongs, differences
 from minimind_dpo.training.storage import newest_valid, read_header, step_files
+from minimind_dpo.unchanged import while_unchanged
 from minimind_dpo.validation import loss_options
 
 log = logging.getLogger(__name__)
@@ -214,9 +215,14 @@ def file_digest(path: str) -> str:
         files = sorted(f for f in local.iterdir() if f.suffix in kinds or f.name == "config.json")
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
+        digest.update(_sha256(file))
     return digest.hexdigest()
+
+
+@while_unchanged
+def _sha256(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def check_identity(

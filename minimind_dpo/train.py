@@ -24,6 +24,8 @@ from minimind_dpo.config import (
 from minimind_dpo.schema import Config
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
+LAUNCHER_VARIABLE = "MINIMIND_DPO_LAUNCHER"
+"""Holds the number of the process that started a further rank; set by `training.ranks`."""
 NOT_READ = 141
 """What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE)."""
 
@@ -49,7 +51,7 @@ def _run(arguments: Sequence[str]) -> None:
         _sweep(line, overrides)
     else:
         config = compose(overrides)
-        _validate(config, _launched_world_size())
+        _validate(config, _launched_world_size(), read_checkpoints=not _is_further_rank())
         if tuple(overrides) != line.overrides:
             print("Nothing named to train on: running the embedded demo (experiment=demo).")
         # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
@@ -58,10 +60,19 @@ def _run(arguments: Sequence[str]) -> None:
         sys.exit(fit_from_command_line(config))
 
 
-def _validate(config: Config, world_size: int | None = None) -> None:
+def _validate(config: Config, world_size: int | None = None, read_checkpoints: bool = True) -> None:
     from minimind_dpo.validation import validate
 
-    validate(config, world_size=world_size, read_checkpoints=True)
+    validate(config, world_size=world_size, read_checkpoints=read_checkpoints)
+
+
+def _is_further_rank() -> bool:
+    """Whether a run on this machine started this process, once it had looked into its models.
+
+    Ranks that torchrun or SLURM started look for themselves, so that all give the same answer.
+    """
+    further = os.environ.get("LOCAL_RANK", "0") != "0"
+    return further and os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid())
 
 
 def _launched_world_size() -> int | None:

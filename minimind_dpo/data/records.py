@@ -14,10 +14,12 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from minimind_dpo.data.problems import DataError, Problem
 from minimind_dpo.data.sources import HUBS, DataFile
+from minimind_dpo.unchanged import while_unchanged
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -42,19 +44,22 @@ class Record:
 
 def content_digest(file: DataFile) -> str:
     """SHA-256 of what a file holds: its bytes, or the rows of a hub data set."""
-    digest = hashlib.sha256()
     if file.kind in HUBS:
+        digest = hashlib.sha256()
         for record in iterate_records(file):
             row = json.dumps(record.value, sort_keys=True, default=str) + record.problem
             digest.update(row.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
     try:
-        with open(file.path, "rb") as stream:
-            while chunk := stream.read(8 * _CHUNK):
-                digest.update(chunk)
+        return _sha256(Path(file.path))
     except OSError as error:
         raise DataError([Problem(file.name, f"cannot be read: {error.strerror}")]) from error
-    return digest.hexdigest()
+
+
+@while_unchanged
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def iterate_records(file: DataFile) -> Iterator[Record]:

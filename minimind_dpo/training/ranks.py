@@ -34,7 +34,7 @@ _T = TypeVar("_T")
 
 FIRST_FAILURE: Final = ".first-failure"
 _GRACE: Final = 10.0
-_PARENT: Final = "MINIMIND_DPO_LAUNCHER"
+_PARENT: Final = "MINIMIND_DPO_LAUNCHER"  # `train` reads it before it imports torch
 
 
 class RanksDisagreeError(ValueError):

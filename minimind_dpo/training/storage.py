@@ -9,6 +9,7 @@ torch's zip format carries a CRC-32 of every record; torch itself never looks at
 
 from __future__ import annotations
 
+import copy
 import errno
 import logging
 import os
@@ -23,6 +24,8 @@ from typing import Any, Final
 
 import torch
 from lightning.pytorch.plugins import CheckpointIO
+
+from minimind_dpo.unchanged import while_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +133,11 @@ def read_header(path: Path) -> dict[str, Any]:
     Raises:
         DamagedCheckpointError: As `read_checkpoint`.
     """
+    return copy.deepcopy(_header(path))
+
+
+@while_unchanged
+def _header(path: Path) -> dict[str, Any]:
     verify(path)
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -150,6 +158,7 @@ def _why_unread(error: Exception) -> str:
     return _first_line(error)
 
 
+@while_unchanged
 def verify(path: Path) -> None:
     """Compare every record of a checkpoint with its checksum.
 

@@ -15,6 +15,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minimind_dpo import unchanged
 from minimind_dpo.training import storage
 from minimind_dpo.training.storage import (
     HEADER,
@@ -51,6 +52,24 @@ def test_what_is_saved_is_read_back_with_nothing_left_beside_it(tmp_path: Path) 
     assert read_checkpoint(path)["state_dict"]["weight"].tolist() == [7.0] * 50
     assert read_header(path)["step"] == 7
     assert sorted(os.listdir(tmp_path)) == ["step-00000007.ckpt"]
+
+
+def test_a_state_that_is_asked_often_is_checked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unchanged, "_SETTLED", -1.0)
+    (path,) = save(tmp_path, 7)
+    passes: list[Path] = []
+    check = zipfile.ZipFile.testzip
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda z: passes.append(path) or check(z))
+    read_header(path)["belongs"]["data"] = "altered"
+    assert read_header(path)["belongs"] == {"data": {"train": "abc"}}
+    assert newest_valid(tmp_path) == path
+    read_checkpoint(path)
+    assert len(passes) == 1
+    save(tmp_path, 7)
+    read_header(path)
+    assert len(passes) == 3  # the save's own look, and one at the new file
 
 
 def flip_in_the_weights(data: bytes) -> bytes:
