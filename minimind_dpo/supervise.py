@@ -8,6 +8,9 @@ left behind.
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +21,7 @@ from minimind_dpo.models.dialects import CheckpointError
 from minimind_dpo.training.guard import NotFiniteError
 from minimind_dpo.training.ranks import RankGuard, RanksDisagreeError, global_rank
 from minimind_dpo.training.resume import ResumeMismatchError
-from minimind_dpo.training.stopping import Stopped, StopRequest, requeue
+from minimind_dpo.training.stopping import Stopped, StopRequest
 from minimind_dpo.training.storage import CheckpointSaveError, DamagedCheckpointError
 
 log = logging.getLogger(__name__)
@@ -88,3 +91,24 @@ def _tell(stopped: Stopped, stop: StopRequest, ranks: RankGuard) -> None:
         how = f". Continue it: resume=auto run_dir={ranks.folder}" if stop.saved else ""
         print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
         requeue(stopped.signum)
+
+
+def requeue(signum: int) -> None:
+    """Under SLURM, queue this job again where SIGUSR1 said that its time is nearly over.
+
+    A job that was cancelled (SIGTERM) stays so, and one that is preempted is requeued by SLURM.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or signum != getattr(signal, "SIGUSR1", None):
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{array}_{task}" if array and task else job
+    try:
+        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+    except OSError as error:
+        log.warning(f"SLURM job {name} could not be queued again: {error}")
+        return
+    if done.returncode:
+        log.warning(f"SLURM job {name} could not be queued again: {done.stderr.strip()}")
+    else:
+        log.info(f"SLURM job {name} is queued again and will go on from here")

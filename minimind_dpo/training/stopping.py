@@ -23,7 +23,6 @@ import logging
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -292,24 +291,3 @@ def _be_deaf() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_be_deaf)
-
-
-def requeue(signum: int) -> None:
-    """Under SLURM, queue this job again where SIGUSR1 said that its time is nearly over.
-
-    A job that was cancelled (SIGTERM) stays so, and one that is preempted is requeued by SLURM.
-    """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or signum != getattr(signal, "SIGUSR1", None):
-        return
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    name = f"{array}_{task}" if array and task else job
-    try:
-        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
-    except OSError as error:
-        log.warning(f"SLURM job {name} could not be queued again: {error}")
-        return
-    if done.returncode:
-        log.warning(f"SLURM job {name} could not be queued again: {done.stderr.strip()}")
-    else:
-        log.info(f"SLURM job {name} is queued again and will go on from here")

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
+from minimind_dpo.training.looks import Looks
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume import (
     Boundary,
@@ -119,6 +120,7 @@ class ResumeCheckpoint(Checkpoint):
         self._validation_due = False
         self._saving = False
         self._boundary: Boundary | None = None
+        self._looks = Looks()
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals instead of Lightning, in a validation of its own as well."""
@@ -165,10 +167,12 @@ class ResumeCheckpoint(Checkpoint):
         if epoch_loop._should_accumulate():
             # A time limit that ends here is over at the end of the step as well.
             trainer.should_stop = False
-            if self.stop.agreed(trainer, after=self.stop.grace):
+            looks = self._looks.between_micro_batches(trainer, batch_idx)
+            if looks and self.stop.agreed(trainer, after=self.stop.grace):
                 self._save_boundary(trainer)
                 raise self.stop.stopped(trainer)
             return
+        self._looks.end_step(trainer)
         self.stop.step = trainer.global_step
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
