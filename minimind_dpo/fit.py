@@ -102,6 +102,7 @@ def fit(
         if stop is None:
             stop = StopRequest(config.guard.stop_grace)
             ending.callback(stop.restore)
+            stop.install()  # before Lightning does, whose handlers are not the ones to give back
         return _fit(config, stop, ranks or RankGuard(), ending.enter_context(FolderLock()), clock)
 
 
