@@ -291,3 +291,4 @@ def _quiet(level: str) -> None:
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
+    warnings.filterwarnings("ignore", ".*functional.all_gather is deprecated.*")
