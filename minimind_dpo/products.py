@@ -88,9 +88,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
-    """total += x weight^T in place, without a gradient; total (x's rows, out) of their dtype."""
-    if _by_onednn(x, weight, SMALLEST):
-        total += _onednn(x, weight)
+    """total += x weight^T in place, in the precision of total (x's rows, out); no gradient."""
+    if total.dtype != x.dtype or _by_onednn(x, weight, SMALLEST):
+        total += product(x, weight).to(total.dtype)
     else:
         total.addmm_(x, weight.t())
 

@@ -202,7 +202,7 @@ class _ScoredLogps(torch.autograd.Function):
                 if grad_states is not None:
                     grad_states[part] = product(dz, cast_weight.t()).to(states.dtype)
                 if grad_weight is not None:
-                    _add_product(grad_weight, dz.t(), h)
+                    add_product(grad_weight, dz.t(), h.t())
                 if grad_bias is not None:
                     grad_bias += dz.sum(0, dtype=exact)
         return (
@@ -227,11 +227,3 @@ def _logits(
     if scale != 1.0:
         z *= scale
     return torch.tanh_(z.div_(softcap)).mul_(softcap) if softcap else z
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """total += left @ right, with the sum in the precision of `total`."""
-    if left.dtype == total.dtype:
-        add_product(total, left, right.t())
-    else:
-        total += product(left, right.t()).to(total.dtype)
