@@ -3,7 +3,7 @@
 For query rows Q (scaled), visible keys K, values V and upstream gradient dO (Dao et al. 2022,
 "FlashAttention", section 3 and appendix B):
 
-    S = Q K^T    P = softmax(S)    O = P V
+    S = Q K^T    L = logsumexp(S)    P = exp(S - L)    O = P V
     dV = P^T dO    dS = P * (dO V^T - rowsum(dO * O))    dQ = dS K    dK = dS^T Q
 
 Queries are taken in blocks, so that S of one block and key head stays in the processor's cache
@@ -15,6 +15,7 @@ multiplied together. Half precision is computed in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ from torch import Tensor
 from minimind_dpo.batch import AttentionPlan
 from minimind_dpo.products import product
 
-BLOCK_ROWS = 256
+LOG2_E = 1 / math.log(2)
+
+BLOCK_ROWS = 384
 """Rows of one product: queries of a block times the query heads that share a key head."""
 
 
@@ -71,54 +74,65 @@ class _BlockAttention(torch.autograd.Function):
         window: int | None,
     ) -> Tensor:
         group = query.shape[1] // key.shape[1]
-        q, k, v = _rows(query, group, scale), _rows(key), _rows(value)
-        out = q.new_empty(*q.shape[:2], v.shape[-1])
+        q, k, v = _rows(query, group, scale * LOG2_E), _rows(key), _rows(value)
+        out, log_sum = q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(q.shape[:2])
         for tokens, index in _sequences(plan):
-            keys, values = k[:, index], v[:, index]
+            keys, values = _behind(k, index), _behind(v, index)
             for block in _blocks(tokens, keys.shape[1], group, window):
-                for head in range(len(k)):
-                    seen = keys[head, block.keys]
-                    weights = _weights(q[head, block.rows], seen, block, group, window, plan)
-                    out[head, block.rows] = product(weights, values[head, block.keys].t())
-        ctx.save_for_backward(query, key, value, out)
+                hidden = _hidden(block, group, window, q.dtype, plan)
+                sides = q[:, block.rows], keys[:, block.keys], values[:, block.keys]
+                results = out[:, block.rows], log_sum[:, block.rows]
+                for rows, seen, read, mixed, lse in _heads(*sides, *results):
+                    scores = product(rows, seen)
+                    scores[:, block.masked] += hidden
+                    top = scores.amax(-1, keepdim=True)
+                    weights = scores.sub_(top).exp2_()
+                    total = weights.sum(-1, keepdim=True)
+                    torch.div(product(weights, read.t()), total, out=mixed)
+                    torch.add(top, total.log2_(), out=lse.unsqueeze(-1))
+        ctx.save_for_backward(query, key, value, out, log_sum)
         ctx.rest = plan, scale, window
         return _by_token(out, group).to(query.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out = ctx.saved_tensors
+        query, key, value, out, log_sum = ctx.saved_tensors
         plan, scale, window = ctx.rest
         group = query.shape[1] // key.shape[1]
-        q, k, v = _rows(query, group, scale), _rows(key), _rows(value)
+        q, k, v = _rows(query, group, scale * LOG2_E), _rows(key), _rows(value)
         d_out = _rows(upstream, group)
-        inner = (d_out * out).sum(-1, keepdim=True)
-        # NOTE: transposed, (kv_heads, head_dim, T): oneDNN is slow where the left side would be.
-        dk, dv = (x.new_zeros(len(x), x.shape[2], x.shape[1]) for x in (k, v))
-        dq = torch.empty_like(q)
+        less_lse, less_inner = -log_sum, -(d_out * out).sum(-1)
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         for tokens, index in _sequences(plan):
-            keys, values = k[:, index], v[:, index]
+            keys, values = _behind(k, index), _behind(v, index)
+            columns = keys.transpose(1, 2).contiguous()
             # A sequence's own keys are a piece of the result; borrowed ones are added to it after.
-            dkeys, dvalues = (
-                x[..., index] if isinstance(index, slice) else torch.zeros_like(x[..., index])
-                for x in (dk, dv)
-            )
+            if isinstance(index, slice):
+                dkeys, dvalues = dk[:, index], dv[:, index]
+            else:
+                dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
             for block in _blocks(tokens, keys.shape[1], group, window):
-                for head in range(len(k)):
-                    rows, slope = q[head, block.rows], d_out[head, block.rows]
-                    seen = keys[head, block.keys]
-                    weights = _weights(rows, seen, block, group, window, plan)
-                    dvalues[head, :, block.keys] += product(slope.t(), weights.t())
-                    slope = product(slope, values[head, block.keys])
-                    slope.sub_(inner[head, block.rows]).mul_(weights)
-                    dq[head, block.rows] = product(slope, seen.t())
-                    dkeys[head, :, block.keys] += product(rows.t(), slope.t())
+                hidden = _hidden(block, group, window, q.dtype, plan, by_key=True)
+                of_rows = (x[:, block.rows] for x in (q, d_out, less_lse, less_inner, dq))
+                of_keys = (x[:, block.keys] for x in (keys, values, dkeys, dvalues))
+                for rows, slope, lse, inner, drows, seen, read, dseen, dread, turned in _heads(
+                    *of_rows, *of_keys, columns[:, :, block.keys]
+                ):
+                    # By key, (keys, rows): the sums of rows are then biases of the products.
+                    weights = product(seen, rows, lse)
+                    weights[block.masked] += hidden
+                    dread += product(weights.exp2_(), slope.t())
+                    dscores = product(read, slope, inner).mul_(weights)
+                    dseen += product(dscores, rows.t())
+                    drows.copy_(product(turned, dscores.t()).t())
             if isinstance(index, Tensor):
-                dk.index_add_(2, index, dkeys)
-                dv.index_add_(2, index, dvalues)
+                dk.index_add_(1, index, dkeys)
+                dv.index_add_(1, index, dvalues)
         dquery = _by_token(dq.mul_(scale), group).to(query.dtype)
-        dkey, dvalue = (x.permute(2, 0, 1).to(key.dtype) for x in (dk, dv))
-        return dquery, dkey, dvalue, None, None, None
+        # q carries log2(e), which its derivative does not.
+        dkey = dk.div_(LOG2_E).transpose(0, 1).to(key.dtype)
+        return dquery, dkey, dv.transpose(0, 1).to(value.dtype), None, None, None
 
 
 class _Block(NamedTuple):
@@ -127,11 +141,13 @@ class _Block(NamedTuple):
     Attributes:
         rows: Queries x heads of a group, in order of tokens.
         keys: Keys of the sequence.
-        ahead: How many of these keys the first query sees.
+        masked: Those of `keys`, counted from the first, that not every query sees.
+        ahead: How many of the masked keys the first query could see, if there were no window.
     """
 
     rows: slice
     keys: slice
+    masked: slice
     ahead: int
 
 
@@ -159,45 +175,48 @@ def _sequences(plan: AttentionPlan) -> Iterator[tuple[slice, slice | Tensor]]:
         start, first = start + queries, first + keys
 
 
+def _behind(x: Tensor, index: slice | Tensor) -> Tensor:
+    """The tokens of (kv_heads, T, d) that a sequence has as keys."""
+    return x[:, index] if isinstance(index, slice) else x.index_select(1, index)
+
+
 def _blocks(tokens: slice, keys: int, group: int, window: int | None) -> Iterator[_Block]:
     size = max(1, BLOCK_ROWS // group)
     borrowed = keys - (tokens.stop - tokens.start)
     for start in range(tokens.start, tokens.stop, size):
         stop = min(start + size, tokens.stop)
-        ahead = borrowed + start - tokens.start + 1
+        ahead, last = borrowed + start - tokens.start + 1, borrowed + stop - tokens.start
         first = 0 if window is None else max(0, ahead - window)
-        last = borrowed + stop - tokens.start
-        yield _Block(slice(start * group, stop * group), slice(first, last), ahead - first)
+        # Only the block's own tokens can lie ahead of a query, but any key beyond its window.
+        whole = window is None or last - first <= window
+        masked = slice(ahead - 1 - first if whole else 0, last - first)
+        rows = slice(start * group, stop * group)
+        yield _Block(rows, slice(first, last), masked, ahead - first - masked.start)
 
 
-def _weights(
-    rows: Tensor, keys: Tensor, block: _Block, group: int, window: int | None, plan: AttentionPlan
-) -> Tensor:
-    """softmax(Q K^T) of one block and key head, (queries * group, keys)."""
-    scores = product(rows, keys)
-    seen, queries = len(keys), len(rows) // group
-    if window is None or seen <= window:
-        # Only the block's own tokens can lie ahead of a query.
-        scores[:, seen - queries :] += _hidden(queries, queries, 1, None, group, rows.dtype, plan)
-    else:
-        scores += _hidden(queries, seen, block.ahead, window, group, rows.dtype, plan)
-    return scores.softmax(-1)
+def _heads(*of_all: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of all key heads, one head at a time."""
+    return zip(*(x.unbind() for x in of_all), strict=True)
 
 
 def _hidden(
-    queries: int,
-    keys: int,
-    ahead: int,
-    window: int | None,
+    block: _Block,
     group: int,
+    window: int | None,
     dtype: torch.dtype,
     plan: AttentionPlan,
+    by_key: bool = False,
 ) -> Tensor:
-    """0 where a query sees a key and -inf elsewhere, (queries * group, keys)."""
-    kind = (queries, keys, ahead, window, group, dtype)
+    """0 where a row sees a masked key of its block and -inf elsewhere, (rows, masked keys).
+
+    The transposed where `by_key`. Blocks of a shape share one, kept as long as the plan is.
+    """
+    rows, keys = block.rows.stop - block.rows.start, block.masked.stop - block.masked.start
+    kind = (rows, keys, block.ahead, window, group, dtype, by_key)
     if kind not in plan.masks:
-        distance = torch.arange(ahead - 1, ahead - 1 + queries)[:, None] - torch.arange(keys)
+        position = torch.arange(rows // group).repeat_interleave(group) + block.ahead - 1
+        distance = position[:, None] - torch.arange(keys)
         seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        hidden = torch.zeros(queries, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
-        plan.masks[kind] = hidden.repeat_interleave(group, dim=0)
+        hidden = torch.zeros(rows, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        plan.masks[kind] = hidden.t().contiguous() if by_key else hidden
     return plan.masks[kind]
