@@ -13,6 +13,7 @@ devices, other types, small sizes - is torch's own `F.linear`.
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,20 @@ def add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
         total.addmm_(x, weight.t())
 
 
+def outer(dy: Tensor, x: Tensor) -> Tensor:
+    """dy^T x, (dy's columns, x's columns), summed over their rows; no gradient."""
+    if not _by_onednn(x.t(), dy.t(), SMALLEST):
+        return F.linear(dy.t(), x.t())
+    return _outer(_onednn, dy, x)
+
+
+def _outer(multiply: Callable[..., Tensor], dy: Tensor, x: Tensor) -> Tensor:
+    """oneDNN copies a left side that is transposed: it gets the smaller one."""
+    if dy.shape[1] <= x.shape[1]:
+        return multiply(dy.t(), x.t(), None)
+    return multiply(x.t(), dy.t(), None).t()
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` with its products by the chosen library, forward and backward."""
     if not _by_onednn(x, weight, SMALLEST_LAYER):
@@ -147,9 +162,9 @@ def _keep(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """dx = dy W, dW = dy^T x, db = sum of dy."""
     x, weight = ctx.saved_tensors
-    rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1]).t()
+    rows, columns = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
     dx = _linear(dy, weight.t(), None) if ctx.needs_input_grad[0] else None
-    dweight = _linear(rows.t(), columns, None) if ctx.needs_input_grad[1] else None
+    dweight = _outer(_linear, rows, columns) if ctx.needs_input_grad[1] else None
     dbias = rows.sum(0) if ctx.needs_input_grad[2] else None
     return dx, dweight, dbias
 

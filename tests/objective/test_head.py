@@ -1,0 +1,119 @@
+"""The head by blocks of words is the head, whole: log-probs, statistics and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from minimind_dpo.objective import head as heads
+from minimind_dpo.objective.head import Head, scored_logps
+from minimind_dpo.products import choose_library
+
+TOKENS, WIDTH, VOCABULARY = 23, 16, 61
+
+
+def make(
+    bias: bool, scale: float, softcap: float, dtype: torch.dtype
+) -> tuple[Tensor, Head, Tensor]:
+    torch.manual_seed(0)
+    states = torch.randn(TOKENS, WIDTH, dtype=dtype, requires_grad=True)
+    weight = torch.randn(VOCABULARY, WIDTH, dtype=dtype, requires_grad=True)
+    added = torch.randn(VOCABULARY, dtype=dtype, requires_grad=True) if bias else None
+    return states, Head(weight, added, scale, softcap), torch.randint(VOCABULARY, (TOKENS,))
+
+
+def plain(states: Tensor, head: Head, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    z = head.scale * torch.nn.functional.linear(states, head.weight, head.bias)
+    if head.softcap:
+        z = head.softcap * torch.tanh(z / head.softcap)
+    logps = z.log_softmax(-1)
+    entropy = -(logps.exp() * logps).sum(-1)
+    return logps.gather(1, target[:, None]).squeeze(1), entropy, (2 * logps).logsumexp(-1)
+
+
+def gradients(logps: Tensor, states: Tensor, head: Head) -> list[Tensor]:
+    inputs = [x for x in (states, head.weight, head.bias) if x is not None]
+    weights = torch.linspace(-1, 1, len(logps), dtype=logps.dtype)
+    return list(torch.autograd.grad((logps * weights).sum(), inputs))
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("words", [1, 7, 61, 100])
+@pytest.mark.parametrize(
+    ("bias", "scale", "softcap"),
+    [(False, 1.0, 0.0), (True, 1.0, 0.0), (False, 0.3, 0.0), (True, 2.0, 3.0)],
+)
+def test_blocks_of_words_are_the_whole_head(
+    bias: bool,
+    scale: float,
+    softcap: float,
+    words: int,
+    kept: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", {"cpu": words * TOKENS})
+    monkeypatch.setattr(heads, "FEWEST_WORDS", 1)
+    monkeypatch.setattr(heads, "KEPT_ELEMENTS", TOKENS * VOCABULARY if kept else 0)
+    states, head, target = make(bias, scale, softcap, torch.float64)
+    expected, got = plain(states, head, target), scored_logps(states, head, target, True)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+    both = gradients(got[0], states, head), gradients(expected[0], states, head)
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
+
+
+def test_the_vocabulary_is_covered_once_by_blocks_of_one_size() -> None:
+    for vocabulary, tokens in ((6400, 700), (151_936, 3), (61, 0), (6400, 1 << 20)):
+        blocks = heads._blocks(vocabulary, tokens, "cpu")
+        assert [blocks[0].start, *(block.stop for block in blocks)] == [
+            *(block.start for block in blocks),
+            vocabulary,
+        ]
+        at_most = max(heads.BLOCK_ELEMENTS["cpu"], heads.FEWEST_WORDS * tokens)
+        assert (blocks[0].stop - blocks[0].start) * tokens <= at_most
+
+
+def test_a_batch_is_differentiated_twice_with_the_same_result() -> None:
+    states, head, target = make(True, 1.0, 3.0, torch.float32)
+    logps, _, _ = scored_logps(states, head, target)
+    first, second = (
+        torch.autograd.grad(logps.sum(), [states, head.weight], retain_graph=True) for _ in range(2)
+    )
+    for a, b in zip(first, second, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_frozen_head_gets_no_gradient_and_states_do() -> None:
+    states, head, target = make(False, 1.0, 0.0, torch.float32)
+    head.weight.requires_grad_(False)
+    scored_logps(states, head, target)[0].sum().backward()
+    assert states.grad is not None
+    assert head.weight.grad is None
+
+
+def test_bfloat16_products_are_those_of_autocast() -> None:
+    states, head, target = make(False, 1.0, 0.0, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = scored_logps(states, head, target)[0]
+        z = torch.nn.functional.linear(states, head.weight).float()
+    expected = z.log_softmax(-1).gather(1, target[:, None]).squeeze(1)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    both = gradients(got, states, head), gradients(expected, states, head)
+    for a, b in zip(*both, strict=True):
+        assert (a - b).norm() <= 1e-2 * b.norm()
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_either_library_of_products_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minimind_dpo.products.SMALLEST", 0)
+    states, head, target = make(True, 1.0, 0.0, torch.float32)
+    results = []
+    for library in ("torch", "onednn"):
+        choose_library(library)
+        logps = scored_logps(states, head, target)[0]
+        results.append([logps, *gradients(logps, states, head)])
+    choose_library("torch")
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
