@@ -10,7 +10,9 @@ Queries are taken in blocks, so that S of one block and key head stays in the pr
 and keys that no query of a block sees are never multiplied: causal attention costs half of a
 square, and a borrowed prompt costs its keys alone. P is made again in the backward pass,
 so memory grows with tokens and not with their square. Query heads that share a key head are
-multiplied together. Half precision is computed in float32.
+multiplied together: rows (T * group, d) of one key head, keys (T, d). Q carries log2(e), so that
+weights are powers of two: exp2 costs a quarter of what exp does by MKL. Half precision is computed
+in float32.
 """
 
 from __future__ import annotations
@@ -53,15 +55,13 @@ def block_attention(
         (T, heads, value_dim), in the dtype of `query`.
     """
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    # Autocast would round scores, and only those of the forward pass.
-    with torch.autocast(query.device.type, enabled=False):
-        out = _BlockAttention.apply(query, key, value, plan, scale, window)
+    out = _BlockAttention.apply(query, key, value, plan, scale, window)
     assert isinstance(out, Tensor)
     return out
 
 
 class _BlockAttention(torch.autograd.Function):
-    """The arithmetic by key head: rows (T * group, d) of its query heads, keys (T, d)."""
+    """The node. Autocast would round scores, so neither pass is under it."""
 
     @staticmethod
     def forward(
@@ -73,66 +73,89 @@ class _BlockAttention(torch.autograd.Function):
         scale: float,
         window: int | None,
     ) -> Tensor:
-        group = query.shape[1] // key.shape[1]
-        q, k, v = _rows(query, group, scale * LOG2_E), _rows(key), _rows(value)
-        out, log_sum = q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(q.shape[:2])
-        for tokens, index in _sequences(plan):
-            keys, values = _behind(k, index), _behind(v, index)
-            for block in _blocks(tokens, keys.shape[1], group, window):
-                hidden = _hidden(block, group, window, q.dtype, plan)
-                sides = q[:, block.rows], keys[:, block.keys], values[:, block.keys]
-                results = out[:, block.rows], log_sum[:, block.rows]
-                for rows, seen, read, mixed, lse in _heads(*sides, *results):
-                    scores = product(rows, seen)
-                    scores[:, block.masked] += hidden
-                    top = scores.amax(-1, keepdim=True)
-                    weights = scores.sub_(top).exp2_()
-                    total = weights.sum(-1, keepdim=True)
-                    torch.div(product(weights, read.t()), total, out=mixed)
-                    torch.add(top, total.log2_(), out=lse.unsqueeze(-1))
+        with torch.autocast("cpu", enabled=False):
+            out, log_sum = _attend(query, key, value, plan, scale, window)
         ctx.save_for_backward(query, key, value, out, log_sum)
         ctx.rest = plan, scale, window
-        return _by_token(out, group).to(query.dtype)
+        return _by_token(out, query.shape[1] // key.shape[1]).to(query.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, log_sum = ctx.saved_tensors
-        plan, scale, window = ctx.rest
-        group = query.shape[1] // key.shape[1]
-        q, k, v = _rows(query, group, scale * LOG2_E), _rows(key), _rows(value)
-        d_out = _rows(upstream, group)
-        less_lse, less_inner = -log_sum, -(d_out * out).sum(-1)
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for tokens, index in _sequences(plan):
-            keys, values = _behind(k, index), _behind(v, index)
-            columns = keys.transpose(1, 2).contiguous()
-            # A sequence's own keys are a piece of the result; borrowed ones are added to it after.
-            if isinstance(index, slice):
-                dkeys, dvalues = dk[:, index], dv[:, index]
-            else:
-                dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
-            for block in _blocks(tokens, keys.shape[1], group, window):
-                hidden = _hidden(block, group, window, q.dtype, plan, by_key=True)
-                of_rows = (x[:, block.rows] for x in (q, d_out, less_lse, less_inner, dq))
-                of_keys = (x[:, block.keys] for x in (keys, values, dkeys, dvalues))
-                for rows, slope, lse, inner, drows, seen, read, dseen, dread, turned in _heads(
-                    *of_rows, *of_keys, columns[:, :, block.keys]
-                ):
-                    # By key, (keys, rows): the sums of rows are then biases of the products.
-                    weights = product(seen, rows, lse)
-                    weights[block.masked] += hidden
-                    dread += product(weights.exp2_(), slope.t())
-                    dscores = product(read, slope, inner).mul_(weights)
-                    dseen += product(dscores, rows.t())
-                    drows.copy_(product(turned, dscores.t()).t())
-            if isinstance(index, Tensor):
-                dk.index_add_(1, index, dkeys)
-                dv.index_add_(1, index, dvalues)
-        dquery = _by_token(dq.mul_(scale), group).to(query.dtype)
-        # q carries log2(e), which its derivative does not.
-        dkey = dk.div_(LOG2_E).transpose(0, 1).to(key.dtype)
-        return dquery, dkey, dv.transpose(0, 1).to(value.dtype), None, None, None
+        with torch.autocast("cpu", enabled=False):
+            return *_gradients(upstream, *ctx.saved_tensors, *ctx.rest), None, None, None
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scale: float, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """O, (kv_heads, T * group, value_dim), and L to base 2, (kv_heads, T * group)."""
+    group = query.shape[1] // key.shape[1]
+    q, k, v = _rows(query, group, scale * LOG2_E), _rows(key), _rows(value)
+    out, log_sum = q.new_empty(*q.shape[:2], v.shape[-1]), q.new_empty(q.shape[:2])
+    for tokens, index in _sequences(plan):
+        keys, values = _behind(k, index), _behind(v, index)
+        for block in _blocks(tokens, keys.shape[1], group, window):
+            hidden = _hidden(block, group, window, q.dtype, plan)
+            sides = q[:, block.rows], keys[:, block.keys], values[:, block.keys]
+            results = out[:, block.rows], log_sum[:, block.rows]
+            for rows, seen, read, mixed, lse in _heads(*sides, *results):
+                scores = product(rows, seen)
+                scores[:, block.masked] += hidden
+                top = scores.amax(-1, keepdim=True)
+                weights = scores.sub_(top).exp2_()
+                total = weights.sum(-1, keepdim=True)
+                torch.div(product(weights, read.t()), total, out=mixed)
+                torch.add(top, total.log2_(), out=lse.unsqueeze(-1))
+    return out, log_sum
+
+
+def _gradients(
+    upstream: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    log_sum: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dQ, dK, dV as the inputs are laid out."""
+    group = query.shape[1] // key.shape[1]
+    q, k, v = _rows(query, group, scale * LOG2_E), _rows(key), _rows(value)
+    d_out = _rows(upstream, group)
+    less_lse, less_inner = -log_sum, -(d_out * out).sum(-1)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    for tokens, index in _sequences(plan):
+        keys, values = _behind(k, index), _behind(v, index)
+        columns = keys.transpose(1, 2).contiguous()
+        # A sequence's own keys are a piece of the result; borrowed ones are added to it after.
+        if isinstance(index, slice):
+            dkeys, dvalues = dk[:, index], dv[:, index]
+        else:
+            dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
+        for block in _blocks(tokens, keys.shape[1], group, window):
+            hidden = _hidden(block, group, window, q.dtype, plan, by_key=True)
+            of_rows = (x[:, block.rows] for x in (q, d_out, less_lse, less_inner, dq))
+            of_keys = (x[:, block.keys] for x in (keys, values, dkeys, dvalues))
+            for rows, slope, lse, inner, drows, seen, read, dseen, dread, turned in _heads(
+                *of_rows, *of_keys, columns[:, :, block.keys]
+            ):
+                # By key, (keys, rows): the sums of rows are then biases of the products.
+                weights = product(seen, rows, lse)
+                weights[block.masked] += hidden
+                dread += product(weights.exp2_(), slope.t())
+                dscores = product(read, slope, inner).mul_(weights)
+                dseen += product(dscores, rows.t())
+                drows.copy_(product(turned, dscores.t()).t())
+        if isinstance(index, Tensor):
+            dk.index_add_(1, index, dkeys)
+            dv.index_add_(1, index, dvalues)
+    dquery = _by_token(dq.mul_(scale), group).to(query.dtype)
+    # q carries log2(e), which its derivative does not.
+    dkey = dk.div_(LOG2_E).transpose(0, 1).to(key.dtype)
+    return dquery, dkey, dv.transpose(0, 1).to(value.dtype)
 
 
 class _Block(NamedTuple):

@@ -90,14 +90,8 @@ def scored_logps(
     """
     device = states.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    with torch.autocast(device, enabled=False):
-        return _ScoredLogps.apply(
-            states,
-            head.weight,
-            head.bias,
-            target_id,
-            (head.scale, head.softcap, compute or states.dtype, statistics),
-        )
+    options = (head.scale, head.softcap, compute or states.dtype, statistics)
+    return _ScoredLogps.apply(states, head.weight, head.bias, target_id, options)
 
 
 class _ScoredLogps(torch.autograd.Function):
@@ -116,11 +110,12 @@ class _ScoredLogps(torch.autograd.Function):
         sums = _Sums(target_id, logits.exact, statistics=options[-1])
         keeps = len(states) * len(weight) <= KEPT_ELEMENTS
         kept = []
-        for words in logits.blocks:
-            z = logits.of(words)
-            sums.add(z, words)
-            if keeps:
-                kept.append(z)
+        with torch.autocast(states.device.type, enabled=False):
+            for words in logits.blocks:
+                z = logits.of(words)
+                sums.add(z, words)
+                if keeps:
+                    kept.append(z)
         ctx.save_for_backward(states, weight, bias, target_id, sums.lse, *kept)
         ctx.options = options
         entropy, log_sum_sq = sums.statistics()
@@ -137,18 +132,19 @@ class _ScoredLogps(torch.autograd.Function):
         grad_weight = torch.empty_like(weight) if wanted[1] else None
         grad_bias = torch.empty_like(bias) if bias is not None and wanted[2] else None
         upstream, less_lse = grads[0][:, None], -LOG2_E * lse[:, None]
-        for i, words in enumerate(logits.blocks):
-            z = kept[i] if kept else logits.of(words)
-            dz = torch.add(less_lse, z, alpha=LOG2_E).exp2_().mul_(-upstream)
-            here, column = _within(words, target_id)
-            dz.scatter_add_(1, column, upstream * here)
-            dz = logits.before_cap(dz, z)
-            if grad_states is not None:
-                add_product(grad_states, dz, logits.weight[words].t())
-            if grad_weight is not None:
-                grad_weight[words] = outer(dz, logits.states).to(weight.dtype)
-            if grad_bias is not None:
-                grad_bias[words] = dz.sum(0, dtype=logits.exact).to(grad_bias.dtype)
+        with torch.autocast(states.device.type, enabled=False):
+            for i, words in enumerate(logits.blocks):
+                z = kept[i] if kept else logits.of(words)
+                dz = torch.add(less_lse, z, alpha=LOG2_E).exp2_().mul_(-upstream)
+                here, column = _within(words, target_id)
+                dz.scatter_add_(1, column, upstream * here)
+                dz = logits.before_cap(dz, z)
+                if grad_states is not None:
+                    add_product(grad_states, dz, logits.weight[words].t())
+                if grad_weight is not None:
+                    grad_weight[words] = outer(dz, logits.states).to(weight.dtype)
+                if grad_bias is not None:
+                    grad_bias[words] = dz.sum(0, dtype=logits.exact).to(grad_bias.dtype)
         grad_states = None if grad_states is None else grad_states.to(states.dtype)
         return grad_states, grad_weight, grad_bias, None, None
 
@@ -203,7 +199,7 @@ class _Sums:
     def add(self, z: Tensor, words: slice) -> None:
         """Take in the logits of a block, (N, words)."""
         here, column = _within(words, self.target_id)
-        self.target += (z.gather(1, column) * here).squeeze(1)
+        self.target += torch.where(here, z.gather(1, column), 0.0).squeeze(1)
         block = z.logsumexp(-1)
         lse = torch.logaddexp(self.lse, block)
         if self._wanted:

@@ -100,3 +100,16 @@ def test_half_precision_is_computed_in_float32() -> None:
         half = blocks.block_attention(q, k, v, plan)
     assert half.dtype == torch.bfloat16
     assert torch.equal(half, exact.bfloat16())
+
+
+def test_neither_pass_is_rounded_under_autocast() -> None:
+    plan = make_plan((90, 30), (0, 50))
+    results = []
+    for rounding in (False, True):
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(120, 2, 8, requires_grad=True) for _ in range(3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounding):
+            out = blocks.block_attention(q, k, v, plan)
+            results.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for exact, got in zip(*results, strict=True):
+        assert torch.equal(exact, got)

@@ -105,6 +105,29 @@ def test_bfloat16_products_are_those_of_autocast() -> None:
         assert (a - b).norm() <= 1e-2 * b.norm()
 
 
+def test_a_word_that_can_never_be_is_no_harm() -> None:
+    states, head, target = make(True, 1.0, 0.0, torch.float64)
+    assert head.bias is not None
+    with torch.no_grad():
+        head.bias[[0, 60]] = float("-inf")
+    target = target.clamp(1, 59)
+    expected, got = plain(states, head, target), scored_logps(states, head, target)
+    torch.testing.assert_close(got[0], expected[0])
+    both = gradients(got[0], states, head), gradients(expected[0], states, head)
+    for a, b in zip(*both, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_backward_pass_is_not_rounded_by_an_autocast_around_it() -> None:
+    states, head, target = make(False, 1.0, 0.0, torch.float32)
+    logps = scored_logps(states, head, target)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(logps.sum(), [states, head.weight], retain_graph=True)
+    outside = torch.autograd.grad(logps.sum(), [states, head.weight])
+    for a, b in zip(inside, outside, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_either_library_of_products_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minimind_dpo.products.SMALLEST", 0)
