@@ -24,13 +24,14 @@ from minimind_dpo.products import add_product, outer, product
 
 LOG2_E = 1 / math.log(2)
 
-BLOCK_ELEMENTS = {"cpu": 1 << 20}
-"""Logits alive at once: what a processor's cache holds; elsewhere `ELEMENTS`, 128 MiB."""
+WORDS = {"cpu": 1024}
+"""Words of a block by kind of device, `MOST_WORDS` elsewhere.
 
-ELEMENTS = 1 << 25
+They do not go by the number of tokens, so that a pair is summed alike in every batch and the first
+step's loss is ln 2 to the last digit, whatever batches the reference was scored in.
+"""
 
-FEWEST_WORDS = 256
-"""A block has so many words however many tokens there are."""
+MOST_WORDS = 4096
 
 KEPT_ELEMENTS = 1 << 25
 """Up to so many logits, 128 MiB in float32, stay from the forward to the backward pass."""
@@ -116,11 +117,12 @@ class _ScoredLogps(torch.autograd.Function):
                 sums.add(z, words)
                 if keeps:
                     kept.append(z)
-        ctx.save_for_backward(states, weight, bias, target_id, sums.lse, *kept)
+        lse = sums.lse
+        ctx.save_for_backward(states, weight, bias, target_id, lse, *kept)
         ctx.options = options
         entropy, log_sum_sq = sums.statistics()
         ctx.mark_non_differentiable(entropy, log_sum_sq)
-        return sums.target - sums.lse, entropy, log_sum_sq
+        return sums.target - lse, entropy, log_sum_sq
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -163,7 +165,7 @@ class _Logits:
         self.exact = torch.promote_types(torch.float32, states.dtype)
         self.states, self.weight = states.to(compute), weight.to(compute)
         self.bias = None if bias is None else bias.to(self.exact)
-        self.blocks = _blocks(len(weight), len(states), states.device.type)
+        self.blocks = _blocks(len(weight), states.device.type)
 
     def of(self, words: slice) -> Tensor:
         """(N, words) in float32 or more."""
@@ -186,40 +188,45 @@ class _Logits:
 class _Sums:
     """What is summed over the vocabulary, block after block; all (N,).
 
-    Attributes:
-        lse: log sum exp(z) so far.
-        target: Logit of the target, once its block was added.
+    They are of exp(z - top), top being the largest logit so far.
     """
 
     def __init__(self, target_id: Tensor, exact: torch.dtype, statistics: bool) -> None:
         zeros = target_id.new_zeros(len(target_id), dtype=exact)
-        self.target_id, self.target, self.lse = target_id, zeros.clone(), zeros - math.inf
-        self._wanted, self._mean, self._lse_of_twice = statistics, zeros, zeros - math.inf
+        self.target_id, self.wants_statistics = target_id, statistics
+        self.top = zeros + torch.finfo(exact).min
+        self.target = self.total = self.weighted = self.squared = zeros
 
     def add(self, z: Tensor, words: slice) -> None:
         """Take in the logits of a block, (N, words)."""
         here, column = _within(words, self.target_id)
-        self.target += torch.where(here, z.gather(1, column), 0.0).squeeze(1)
-        block = z.logsumexp(-1)
-        lse = torch.logaddexp(self.lse, block)
-        if self._wanted:
-            mean = ((z - block[:, None]).exp_() * z).nan_to_num_(0.0).sum(-1)
-            self._mean = self._mean * (self.lse - lse).exp() + mean * (block - lse).exp()
-            self._lse_of_twice = torch.logaddexp(self._lse_of_twice, (2 * z).logsumexp(-1))
-        self.lse = lse
+        self.target = self.target + torch.where(here, z.gather(1, column), 0.0).squeeze(1)
+        top = torch.maximum(self.top, z.amax(-1))
+        shrink = (self.top - top).exp()
+        e = (z - top[:, None]).mul_(LOG2_E).exp2_()
+        self.top, self.total = top, self.total * shrink + e.sum(-1)
+        if self.wants_statistics:
+            weighted = (e * z).nan_to_num_(0.0).sum(-1)
+            self.weighted = self.weighted * shrink + weighted
+            self.squared = self.squared * shrink.square() + e.square().sum(-1)
+
+    @property
+    def lse(self) -> Tensor:
+        """log sum exp(z)."""
+        return self.top + self.total.log()
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Entropy -sum p log p and log sum p^2; zeros where they were not wanted."""
-        if not self._wanted:
-            return torch.zeros_like(self.lse), torch.zeros_like(self.lse)
-        return self.lse - self._mean, self._lse_of_twice - 2 * self.lse
+        if not self.wants_statistics:
+            return torch.zeros_like(self.top), torch.zeros_like(self.top)
+        entropy = self.lse - self.weighted / self.total
+        return entropy, self.squared.log() - 2 * self.total.log()
 
 
-def _blocks(vocabulary: int, tokens: int, device: str) -> list[slice]:
-    """The vocabulary in blocks of one size, but for the last."""
-    at_once = BLOCK_ELEMENTS.get(device, ELEMENTS) // max(1, tokens)
-    count = math.ceil(vocabulary / max(FEWEST_WORDS, at_once))
-    size = math.ceil(vocabulary / count)
+def _blocks(vocabulary: int, device: str) -> list[slice]:
+    """The vocabulary in blocks of one size, a multiple of 64 words, but for the last."""
+    count = math.ceil(vocabulary / WORDS.get(device, MOST_WORDS))
+    size = 64 * math.ceil(vocabulary / count / 64)
     return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
 
 

@@ -10,7 +10,7 @@ from minimind_dpo.objective import head as heads
 from minimind_dpo.objective.head import Head, scored_logps
 from minimind_dpo.products import choose_library
 
-TOKENS, WIDTH, VOCABULARY = 23, 16, 61
+TOKENS, WIDTH, VOCABULARY = 23, 16, 261
 
 
 def make(
@@ -39,7 +39,7 @@ def gradients(logps: Tensor, states: Tensor, head: Head) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("words", [1, 7, 61, 100])
+@pytest.mark.parametrize("words", [64, 100, 261, 1024])
 @pytest.mark.parametrize(
     ("bias", "scale", "softcap"),
     [(False, 1.0, 0.0), (True, 1.0, 0.0), (False, 0.3, 0.0), (True, 2.0, 3.0)],
@@ -52,8 +52,7 @@ def test_blocks_of_words_are_the_whole_head(
     kept: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(heads, "BLOCK_ELEMENTS", {"cpu": words * TOKENS})
-    monkeypatch.setattr(heads, "FEWEST_WORDS", 1)
+    monkeypatch.setattr(heads, "WORDS", {"cpu": words})
     monkeypatch.setattr(heads, "KEPT_ELEMENTS", TOKENS * VOCABULARY if kept else 0)
     states, head, target = make(bias, scale, softcap, torch.float64)
     expected, got = plain(states, head, target), scored_logps(states, head, target, True)
@@ -64,15 +63,14 @@ def test_blocks_of_words_are_the_whole_head(
         torch.testing.assert_close(a, b, atol=1e-12, rtol=1e-12)
 
 
-def test_the_vocabulary_is_covered_once_by_blocks_of_one_size() -> None:
-    for vocabulary, tokens in ((6400, 700), (151_936, 3), (61, 0), (6400, 1 << 20)):
-        blocks = heads._blocks(vocabulary, tokens, "cpu")
+def test_the_vocabulary_is_covered_once() -> None:
+    for vocabulary in (61, 1024, 1025, 6400, 151_936):
+        blocks = heads._blocks(vocabulary, "cpu")
         assert [blocks[0].start, *(block.stop for block in blocks)] == [
             *(block.start for block in blocks),
             vocabulary,
         ]
-        at_most = max(heads.BLOCK_ELEMENTS["cpu"], heads.FEWEST_WORDS * tokens)
-        assert (blocks[0].stop - blocks[0].start) * tokens <= at_most
+        assert max(block.stop - block.start for block in blocks) <= heads.WORDS["cpu"]
 
 
 def test_a_batch_is_differentiated_twice_with_the_same_result() -> None:
@@ -109,8 +107,8 @@ def test_a_word_that_can_never_be_is_no_harm() -> None:
     states, head, target = make(True, 1.0, 0.0, torch.float64)
     assert head.bias is not None
     with torch.no_grad():
-        head.bias[[0, 60]] = float("-inf")
-    target = target.clamp(1, 59)
+        head.bias[[0, 260]] = float("-inf")
+    target = target.clamp(1, 259)
     expected, got = plain(states, head, target), scored_logps(states, head, target)
     torch.testing.assert_close(got[0], expected[0])
     both = gradients(got[0], states, head), gradients(expected[0], states, head)
