@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ MOST_WORDS = 4096
 
 KEPT_ELEMENTS = 1 << 25
 """Up to so many logits, 128 MiB in float32, stay from the forward to the backward pass."""
+
+Options: TypeAlias = tuple[float, float, torch.dtype, bool, bool]
+"""Scale, softcap, precision of products, whether statistics are wanted, whether logits stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +94,9 @@ def scored_logps(
     """
     device = states.device.type
     compute = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    options = (head.scale, head.softcap, compute or states.dtype, statistics)
+    # A pass without gradients has nothing to keep logits for.
+    keeps = torch.is_grad_enabled() and len(states) * len(head.weight) <= KEPT_ELEMENTS
+    options = (head.scale, head.softcap, compute or states.dtype, statistics, keeps)
     return _ScoredLogps.apply(states, head.weight, head.bias, target_id, options)
 
 
@@ -105,11 +110,11 @@ class _ScoredLogps(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         target_id: Tensor,
-        options: tuple[float, float, torch.dtype, bool],
+        options: Options,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logits = _Logits(states, weight, bias, options)
-        sums = _Sums(target_id, logits.exact, statistics=options[-1])
-        keeps = len(states) * len(weight) <= KEPT_ELEMENTS
+        *_, statistics, keeps = options
+        sums = _Sums(target_id, logits.exact, statistics)
         kept = []
         with torch.autocast(states.device.type, enabled=False):
             for words in logits.blocks:
@@ -159,9 +164,9 @@ class _Logits:
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
-        options: tuple[float, float, torch.dtype, bool],
+        options: Options,
     ) -> None:
-        self.scale, self.softcap, compute, _ = options
+        self.scale, self.softcap, compute, *_ = options
         self.exact = torch.promote_types(torch.float32, states.dtype)
         self.states, self.weight = states.to(compute), weight.to(compute)
         self.bias = None if bias is None else bias.to(self.exact)
