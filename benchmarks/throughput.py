@@ -33,7 +33,17 @@ from speed.report import (
     speed_table,
     summarise,
 )
-from speed.request import WARM_OF, Request, Result, read_results, write
+from speed.request import (
+    PRECISIONS,
+    VARIANTS,
+    Request,
+    Result,
+    base_of,
+    read_results,
+    variants_of,
+    warm_of,
+    write,
+)
 from speed.workload import SHAPES, Workload, prepare
 
 DEFAULT_WAYS = (
@@ -50,14 +60,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model", default="minimind3-512x8", help=f"{', '.join(SHAPES)}; a native file; a folder")
     add("--tokenizer", help="folder; the one beside the model, or the demo's")
     add("--data", nargs="+", default=[], metavar="FILE", help="preference files; the demo's")
-    add("--ways", default=DEFAULT_WAYS, help=f"of {', '.join(WAYS)}")
+    add(
+        "--ways",
+        default=DEFAULT_WAYS,
+        help=f"of {', '.join(WAYS)}; +compile and a precision may follow",
+    )
     add("--through-trainer", action="store_true", help="warm-trainer as well")
     add("--rounds", type=int, default=3, help="repetitions, each on the next pairs")
     add("--pairs", type=int, default=24, help="timed pairs of a round; data repeats if it is short")
     add("--warmup-pairs", type=int, help="pairs of the first step, not timed; --batch-size")
     add("--batch-size", type=int, default=8, help="pairs per optimizer step")
     add("--max-length", type=int, default=1024, help="most tokens of prompt and completion")
-    add("--precision", choices=("float32", "bfloat16"), help="bfloat16 on a GPU, else float32")
+    add("--precision", choices=PRECISIONS, help="bfloat16 on a GPU, else float32")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
     add("--threads", type=int, default=1, help="CPU threads")
     add("--no-allocator", action="store_true", help="let glibc give freed memory back, in all ways")
@@ -86,12 +100,27 @@ def _problems(given: argparse.Namespace) -> list[str]:
         for name in ("rounds", "pairs", "batch_size", "threads", "warmup_pairs")
         if (getattr(given, name) or 0) < 1 and getattr(given, name) is not None
     ]
-    unknown = [way for way in given.ways if way not in WAYS]
+    unknown = [way for way in given.ways if base_of(way) not in WAYS]
     if unknown or not given.ways:
         found.append(f"--ways: {', '.join(unknown) or 'none'}; there are {', '.join(WAYS)}")
+    found += _variant_problems(given)
     found += _split_problems(given)
     if given.device == "cuda" and not torch.cuda.is_available():
         found.append("--device cuda: torch sees no GPU; use --device cpu")
+    return found
+
+
+def _variant_problems(given: argparse.Namespace) -> list[str]:
+    """What follows a way and cannot be asked of it."""
+    found = []
+    for way in given.ways:
+        variants = variants_of(way)
+        if unknown := [variant for variant in variants if variant not in VARIANTS]:
+            found.append(f"{way}: {', '.join(unknown)} is none of {', '.join(VARIANTS)}")
+        elif len(set(variants) & set(PRECISIONS)) > 1 or len(set(variants)) < len(variants):
+            found.append(f"{way}: one precision and one compile at most")
+        elif "compile" in variants and base_of(way) == "notebook":
+            found.append(f"{way}: the notebook compiles nothing")
     return found
 
 
@@ -117,8 +146,9 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
     for number in range(given.rounds):
         start = number * (given.warmup_pairs + given.pairs)
         for way in given.ways:
-            if any(WARM_OF[cold] == way for cold in WARM_OF if cold in given.ways):
+            if way in map(warm_of, given.ways):
                 continue
+            own = [variant for variant in variants_of(way) if variant in PRECISIONS]
             wanted = given.profile and number == given.rounds - 1
             found.append(
                 Request(
@@ -132,7 +162,7 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
                     batch_size=given.batch_size,
                     max_length=given.max_length,
                     device=given.device,
-                    precision=given.precision,
+                    precision=own[0] if own else given.precision,
                     threads=given.threads,
                     allocator=not given.no_allocator,
                     seed=given.seed,
@@ -225,7 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _progress(result: Result) -> str:
-    what = f"round {result.round}  {result.way:12}"
+    what = f"round {result.round}  {result.way:28}"
     if result.skipped:
         return f"{what}  skipped"
     return (
@@ -238,7 +268,7 @@ def _report(
     console: Console, given: argparse.Namespace, line: str, results: list[Result], out: Path
 ) -> int:
     summaries = summarise(results, given.device)
-    wrong = disagreements(results, given.precision)
+    wrong = disagreements(results)
     settings = {key: str(value) for key, value in vars(given).items()}
     written = {
         "settings": settings,

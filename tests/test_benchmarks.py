@@ -8,6 +8,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,8 +58,13 @@ def _request(workload: Workload, way: str) -> Request:
     )
 
 
-def _run(way: str, number: int = 0, cpu: float = 1.0, **fields: float) -> Result:
-    common = {"pairs": 2, "wall_seconds": 2 * cpu, "first_loss": math.log(2), "first_grad_norm": 5}
+def _run(way: str, number: int = 0, cpu: float = 1.0, **fields: Any) -> Result:
+    common: dict[str, Any] = {
+        "pairs": 2,
+        "wall_seconds": 2 * cpu,
+        "first_loss": math.log(2),
+        "first_grad_norm": 5,
+    }
     return Result(way, number, cpu_seconds=cpu, matmul_rates=[100.0], **{**common, **fields})
 
 
@@ -146,7 +152,7 @@ def measured(workload: Workload) -> dict[str, Result]:
 
 
 def test_every_way_starts_from_ln_2_with_the_same_gradient(measured: dict[str, Result]) -> None:
-    assert disagreements(list(measured.values()), "float32") == []
+    assert disagreements(list(measured.values())) == []
     assert {way: round(r.first_loss, 6) for way, r in measured.items()} == dict.fromkeys(
         OURS, 0.693147
     )
@@ -195,7 +201,7 @@ def test_bfloat16_agrees_within_its_own_precision(workload: Workload) -> None:
         for way in ways
         for result in measure(dataclasses.replace(_request(workload, way), precision="bfloat16"))
     ]
-    assert disagreements(half, "bfloat16") == []
+    assert disagreements(half) == []
 
 
 def test_a_missing_trl_is_skipped_with_what_to_do(
@@ -214,7 +220,7 @@ def test_trl_starts_from_the_same_loss_and_gradient(
     workload: Workload, measured: dict[str, Result], way: str
 ) -> None:
     results = measure(_request(workload, way))
-    assert disagreements([*results, measured["shared"], measured["packed"]], "float32") == []
+    assert disagreements([*results, measured["shared"], measured["packed"]]) == []
 
 
 def test_split_steps_of_trl_hold_the_pairs_of_the_others() -> None:
@@ -245,12 +251,39 @@ def test_a_summary_holds_medians_and_the_largest_memory() -> None:
     assert on_gpu.pairs_per_second == 0.5
 
 
+def test_runs_of_a_precision_agree_with_each_other() -> None:
+    half = {"first_grad_norm": 5.1, "precision": "bfloat16"}
+    runs = [_run("a"), _run("b"), _run("a+bfloat16", **half), _run("b+bfloat16", **half)]
+    assert disagreements(runs) == []
+
+
 def test_a_way_that_computes_something_else_is_named() -> None:
     runs = [_run("a"), _run("b"), _run("c", first_loss=0.70), _run("d", first_grad_norm=5.1)]
-    assert disagreements(runs, "float32") == [
+    assert disagreements(runs) == [
         "c, round 0: first loss 0.700000, not ln 2 = 0.693147",
         "d, round 0: first grad norm 5.1, not 5",
     ]
+
+
+def test_variants_of_a_way_are_ways_of_their_own(workload: Workload, tmp_path: Path) -> None:
+    ways = "cold,warm,cold+compile,warm+compile+bfloat16,warm+compile"
+    given = throughput.parse(["--ways", ways, "--rounds", "1", "--device", "cpu"])
+    asked = throughput.requests(given, workload, tmp_path)
+    assert [(r.way, r.compiled, r.precision) for r in asked] == [
+        ("cold", False, "float32"),
+        ("cold+compile", True, "float32"),
+        ("warm+compile+bfloat16", True, "bfloat16"),
+    ]
+
+
+def test_a_variant_is_counted_as_its_way_is(
+    workload: Workload, measured: dict[str, Result]
+) -> None:
+    cold, warm = measure(_request(workload, "cold+float32"))
+    assert (cold.way, warm.way) == ("cold+float32", "warm+float32")
+    for result, known in ((cold, measured["cold"]), (warm, measured["warm"])):
+        assert result.executed_flops == known.executed_flops
+        assert result.useful_flops == known.useful_flops
 
 
 def test_one_command_writes_table_json_and_plot(
@@ -275,6 +308,9 @@ def test_one_command_writes_table_json_and_plot(
         (["--micro-batch", "3"], "--micro-batch 3 must divide --batch-size 8"),
         (["--pairs", "12"], "--pairs 12 must be a multiple of --batch-size 8"),
         (["--warmup-pairs", "3"], "--warmup-pairs 3 must divide the 8 passes of a step"),
+        (["--ways", "warm+fast"], "warm+fast: fast is none of compile, float32, bfloat16"),
+        (["--ways", "warm+float32+bfloat16"], "one precision and one compile at most"),
+        (["--ways", "notebook+compile"], "the notebook compiles nothing"),
     ],
 )
 def test_a_senseless_command_line_is_refused(

@@ -109,6 +109,7 @@ def _options(request: Request, folder: str, ahead: bool, micro: int) -> dict[str
         "max_grad_norm": CLIP,
         "num_train_epochs": 1,
         "gradient_checkpointing": False,
+        "torch_compile": request.compiled,
         "bf16": request.precision == "bfloat16",
         "use_cpu": request.device == "cpu",
         "dataloader_pin_memory": request.device == "cuda",

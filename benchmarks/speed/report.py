@@ -14,7 +14,7 @@ from statistics import median
 
 from rich.table import Table
 
-from speed.request import Request, Result
+from speed.request import Request, Result, base_of
 
 PEERS = (
     "notebook",
@@ -115,14 +115,13 @@ def ratios(
     return (median(found), min(found), max(found)) if found else None
 
 
-def disagreements(results: Sequence[Result], precision: str) -> list[str]:
-    """Ways whose first step differs from the others' of the same round, or from ln 2."""
-    loss_bound, norm_bound = TOLERANCES[precision]
+def disagreements(results: Sequence[Result]) -> list[str]:
+    """Ways whose first step differs from ln 2, or from others' of its round and precision."""
     found = []
-    for number in sorted({r.round for r in results}):
-        runs = [r for r in results if r.round == number and not r.skipped]
-        if not runs:
-            continue
+    ran = [r for r in results if not r.skipped]
+    for number, precision in sorted({(r.round, r.precision) for r in ran}):
+        loss_bound, norm_bound = TOLERANCES[precision]
+        runs = [r for r in ran if (r.round, r.precision) == (number, precision)]
         norm = median(r.first_grad_norm for r in runs)
         for run in runs:
             where = f"{run.way}, round {number}"
@@ -160,7 +159,7 @@ def speed_table(summaries: Sequence[Summary], device: str) -> Table:
 def ratio_table(results: Sequence[Result], device: str) -> Table | None:
     """How many times faster each way is than each peer; None where only one way ran, or no peer."""
     ways = _ways(results)
-    peers = [peer for peer in PEERS if peer in ways]
+    peers = [way for way in ways if base_of(way) in PEERS]
     if not peers or len(ways) < 2:
         return None
     title = "Times faster than (median of the rounds' ratios, least - most)"
@@ -168,7 +167,7 @@ def ratio_table(results: Sequence[Result], device: str) -> Table | None:
     table.add_column("way")
     for peer in peers:
         table.add_column(peer, justify="right")
-    for way in (way for way in ways if way != "notebook"):
+    for way in (way for way in ways if base_of(way) != "notebook"):
         cells = []
         for peer in peers:
             found = None if peer == way else ratios(results, device, way, peer)

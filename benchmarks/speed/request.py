@@ -14,6 +14,26 @@ WARM_OF = {
 }
 """Ways that are measured with another: the steps of a cold run are a warm run."""
 
+PRECISIONS = ("float32", "bfloat16")
+VARIANTS = ("compile", *PRECISIONS)
+"""What may follow a way behind a plus: compiled layers, and a precision of its own."""
+
+
+def base_of(way: str) -> str:
+    """A way without its variants: `warm` of `warm+compile`."""
+    return way.split("+")[0]
+
+
+def variants_of(way: str) -> list[str]:
+    """What follows a way: `compile` and `bfloat16` of `warm+compile+bfloat16`."""
+    return way.split("+")[1:]
+
+
+def warm_of(way: str) -> str | None:
+    """The way that is measured with this one, in the same variants."""
+    warm = WARM_OF.get(base_of(way))
+    return None if warm is None else "+".join((warm, *variants_of(way)))
+
 
 class Skipped(Exception):  # noqa: N818 - not an error: the way cannot run here, and says why
     """A way that cannot run here; its message is the reason."""
@@ -24,7 +44,7 @@ class Request:
     """One way of training, measured once.
 
     Attributes:
-        way: Name in `ways.WAYS`.
+        way: Name in `worker.WAYS`, and its variants.
         model: Native file or Hugging Face folder.
         tokenizer: Folder; only TRL's trainer asks for one, the pairs are tokens already.
         store: Folder of the token store.
@@ -74,6 +94,11 @@ class Request:
         starts = range(0, len(self.rows), self.batch_size)
         return [self.rows[start : start + self.batch_size] for start in starts]
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the model's layers are compiled."""
+        return "compile" in variants_of(self.way)
+
 
 @dataclass(slots=True)
 class Result:
@@ -82,6 +107,7 @@ class Result:
     Attributes:
         way: As asked.
         round: As asked.
+        precision: As asked.
         skipped: Why the way could not run; empty if it did.
         pairs: Pairs of the timed steps.
         cpu_seconds: CPU time of this process, all threads, in the timed parts.
@@ -101,6 +127,7 @@ class Result:
 
     way: str
     round: int
+    precision: str = "float32"
     skipped: str = ""
     pairs: int = 0
     cpu_seconds: float = 0.0

@@ -16,8 +16,6 @@ from transformers import AutoTokenizer
 
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenization import PairTokenizer
-from minimind_dpo.models.attention import use_planned_attention
-from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.module import DPOModule
@@ -25,7 +23,7 @@ from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import PrecomputedReference
 from speed.clock import Clock
 from speed.request import Request, Skipped
-from speed.ways import CLIP, FirstStep, Run, load
+from speed.ways import CLIP, FirstStep, Run, planned
 from speed.workload import open_store
 
 
@@ -74,9 +72,7 @@ def through_trainer(request: Request, clock: Clock) -> Run:
         raise Skipped(
             "the data module's steps all have --batch-size pairs: leave --warmup-pairs out"
         )
-    policy = load(request)
-    use_chosen_library(policy)
-    use_planned_attention(policy, True)
+    policy = planned(request, "prefix_shared")
     module = DPOModule(
         policy,
         PrecomputedReference(batch_tokens=request.batch_tokens, progress=False),

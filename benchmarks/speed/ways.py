@@ -12,6 +12,9 @@ warm-trainer warm, through Lightning's loop as a user runs it
 trl          TRL's DPOTrainer, reference online
 trl-cold     the same with its log-probs computed ahead, the pass timed too
 trl-warm     the same without the pass
+
+Behind a way, `+compile` compiles the model's layers, and `+float32` or `+bfloat16` gives it a
+precision of its own.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.cache import ReferenceCache, TokenStore
 from minimind_dpo.data.collate import Collator
 from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.compilation import compile_layers
 from minimind_dpo.models.linear import use_chosen_library
 from minimind_dpo.models.load import load_model
 from minimind_dpo.objective.logps import sequence_logps
@@ -90,6 +94,16 @@ def load(request: Request) -> PreTrainedModel:
     return model
 
 
+def planned(request: Request, layout: str) -> PreTrainedModel:
+    """The model as this project trains it."""
+    model = load(request)
+    use_chosen_library(model)
+    use_planned_attention(model, layout != "padded")
+    if request.compiled:
+        compile_layers(model)
+    return model
+
+
 def autocast(request: Request) -> AbstractContextManager[object]:
     """The precision that forward passes run in."""
     enabled = request.precision == "bfloat16"
@@ -129,9 +143,7 @@ class Ours:
         self.request = request
         self.micro_batch = micro_batch
         self.collate = Collator(layout, max_length=request.max_length)
-        self.policy = load(request)
-        use_chosen_library(self.policy)
-        use_planned_attention(self.policy, layout != "padded")
+        self.policy = planned(request, layout)
         self.reference = reference
         self.loss = LossOptions(beta=request.beta)
         self.optimizer = make_optimizer(self.policy, OptimizerOptions(lr=request.lr))
@@ -162,10 +174,8 @@ class Ours:
 
 def online(request: Request, clock: Clock, layout: str) -> Run:
     """Reference beside the policy."""
-    reference = load(request)
-    use_chosen_library(reference)
-    use_planned_attention(reference, layout != "padded")
-    step = Ours(request, layout, OnlineReference(reference), request.batch_size)
+    reference = OnlineReference(planned(request, layout))
+    step = Ours(request, layout, reference, request.batch_size)
     return plain_loop(request, clock, open_store(request.store), step.policy, step)
 
 

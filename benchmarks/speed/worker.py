@@ -17,7 +17,7 @@ from speed.arithmetic import Dimensions, executed_flops, layout_passes, useful_f
 from speed.clock import Clock, load_average, peak_memory, synchronize
 from speed.notebook import notebook
 from speed.peer_trl import trl
-from speed.request import WARM_OF, Request, Result, Skipped, read_request, write
+from speed.request import Request, Result, Skipped, base_of, read_request, warm_of, write
 from speed.through_trainer import through_trainer
 from speed.ways import Run, ahead, online
 from speed.workload import open_store
@@ -52,19 +52,23 @@ def measure(request: Request) -> list[Result]:
     torch.manual_seed(request.seed)
     clock = Clock(request.device, getattr(torch, request.precision), request.matmul_size)
     idle = peak_memory(request.device)
+    warm = warm_of(request.way)
     try:
-        run = WAYS[request.way](request, clock)
+        run = WAYS[base_of(request.way)](request, clock)
     except Skipped as reason:
-        ways = (request.way, WARM_OF.get(request.way, request.way))
-        return [Result(way, request.round, skipped=str(reason)) for way in dict.fromkeys(ways)]
+        return [_skipped(request, way, reason) for way in (request.way, warm) if way]
     results = [_result(request, run, clock, request.way, list(clock.cpu))]
-    if request.way in WARM_OF:
-        results.append(_result(request, run, clock, WARM_OF[request.way], ["steps"]))
+    if warm:
+        results.append(_result(request, run, clock, warm, ["steps"]))
     for result in results:
         result.idle_bytes = idle
     if request.profile and run.once_more is not None:
         Path(request.profile).write_text(_profiled(request, run.once_more), encoding="utf-8")
     return results
+
+
+def _skipped(request: Request, way: str, reason: Skipped) -> Result:
+    return Result(way, request.round, request.precision, skipped=str(reason))
 
 
 def _result(request: Request, run: Run, clock: Clock, way: str, parts: list[str]) -> Result:
@@ -73,6 +77,7 @@ def _result(request: Request, run: Run, clock: Clock, way: str, parts: list[str]
     result = Result(
         way,
         request.round,
+        request.precision,
         pairs=len(request.rows),
         cpu_seconds=sum(clock.cpu[part] for part in parts),
         wall_seconds=sum(clock.wall[part] for part in parts),
@@ -91,14 +96,14 @@ def _count(request: Request, run: Run, result: Result) -> None:
     """Fill in tokens and arithmetic."""
     lengths = np.array(open_store(request.store).lengths)[request.rows]
     dims = Dimensions.of(run.policy)
-    layout, batch = result.way, request.batch_size
+    layout, batch = base_of(result.way), request.batch_size
+    reference = layout not in WARM
     if layout.startswith("trl"):
         batch = request.micro_batch if "split" in layout else batch
         layout = "dynamic"
     elif layout in ("cold", "split-cold", *WARM):
         layout = "shared"
     passes = layout_passes(layout, lengths, batch, request.max_length)
-    reference = result.way not in WARM
     result.real_tokens = int((2 * lengths[:, 0] + lengths[:, 1] + lengths[:, 2]).sum())
     result.tokens_run = passes.tokens
     result.useful_flops = useful_flops(dims, lengths, reference)
