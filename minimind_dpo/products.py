@@ -125,7 +125,8 @@ def _by_onednn(x: Tensor, weight: Tensor, smallest: int) -> bool:
         and x.dtype == weight.dtype == torch.float32
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
-        and x.numel() * weight.shape[0] >= smallest
+        # A compiled layer would be compiled once more for its small batches.
+        and (torch.compiler.is_compiling() or x.numel() * weight.shape[0] >= smallest)
         and not torch.is_autocast_enabled("cpu")
     )
 
