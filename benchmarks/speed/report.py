@@ -136,8 +136,9 @@ def speed_table(summaries: Sequence[Summary], device: str) -> Table:
     """What each way reaches."""
     unit = "CPU-s" if device == "cpu" else "s"
     table = Table(title="Throughput, medians over rounds")
-    for name in ("way", f"pairs / {unit}", f"{unit} / pair", f"real tokens / {unit}"):
-        table.add_column(name, justify="left" if name == "way" else "right")
+    table.add_column("way", no_wrap=True, min_width=max(len(row.way) for row in summaries))
+    for name in (f"pairs / {unit}", f"{unit} / pair", f"real tokens / {unit}"):
+        table.add_column(name, justify="right")
     for name in ("matmul GFLOP/s", "useful", "executed", "peak memory", "first loss", "grad norm"):
         table.add_column(name, justify="right")
     for row in summaries:
