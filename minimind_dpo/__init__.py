@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from minimind_dpo.data.datamodule import PreferenceDataModule
     from minimind_dpo.models.load import load_model
-    from minimind_dpo.objective.losses import preference_loss
+    from minimind_dpo.objective.preference_loss import preference_loss
     from minimind_dpo.training.module import DPOModule
 
 __version__ = "0.1.0"
@@ -24,7 +24,7 @@ _HOMES: Final = {
     "PreferenceDataModule": "minimind_dpo.data.datamodule",
     # The package, not its module `load`: importing it makes the v_learn architecture known.
     "load_model": "minimind_dpo.models",
-    "preference_loss": "minimind_dpo.objective.losses",
+    "preference_loss": "minimind_dpo.objective.preference_loss",
 }
 
 

@@ -13,15 +13,15 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from minimind_dpo.command_line import CommandLine, check_jobs, read_command_line
-from minimind_dpo.config import (
+from minimind_dpo.config.command_line import CommandLine, check_jobs, read_command_line
+from minimind_dpo.config.compose import (
     CONF_DIR,
     ConfigError,
     apply_default_experiment,
     compose,
     register_schemas,
 )
-from minimind_dpo.schema import Config
+from minimind_dpo.config.schema import Config
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 LAUNCHER_VARIABLE = "MINIMIND_DPO_LAUNCHER"
@@ -55,13 +55,13 @@ def _run(arguments: Sequence[str]) -> None:
         if tuple(overrides) != line.overrides:
             print("Nothing named to train on: running the embedded demo (experiment=demo).")
         # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
-        from minimind_dpo.fit import fit_from_command_line
+        from minimind_dpo.run.fit import fit_from_command_line
 
         sys.exit(fit_from_command_line(config))
 
 
 def _validate(config: Config, world_size: int | None = None, read_checkpoints: bool = True) -> None:
-    from minimind_dpo.validation import validate
+    from minimind_dpo.config.check import validate
 
     validate(config, world_size=world_size, read_checkpoints=read_checkpoints)
 
@@ -110,7 +110,7 @@ def _sweep(line: CommandLine, overrides: Sequence[str]) -> None:
         # Another launcher's jobs may run on another machine, with other devices and files.
         here = not any(override.startswith("hydra/launcher=") for override in overrides)
         check_jobs(overrides, _validate if here else None)
-    from minimind_dpo.sweep import SweepEnd, register_launcher
+    from minimind_dpo.run.sweep import SweepEnd, register_launcher
 
     register_launcher()
     _through_hydra([*overrides, *line.flags])
@@ -126,7 +126,7 @@ def _through_hydra(arguments: list[str]) -> None:
 
     @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
     def task(cfg: DictConfig) -> float | None:
-        from minimind_dpo.sweep import run_job
+        from minimind_dpo.run.sweep import run_job
 
         return run_job(cfg)
 

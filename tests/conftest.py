@@ -18,7 +18,7 @@ def _one_thread() -> None:
 @pytest.fixture(autouse=True)
 def _own_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that chooses what multiplies matrices chooses for itself alone."""
-    monkeypatch.setattr("minimind_dpo.products._chosen", "torch")
+    monkeypatch.setattr("minimind_dpo.kernels.cpu_matmul._chosen", "torch")
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,10 @@ import transformers as tf
 from torch import Tensor
 
 from minimind_dpo.batch import TokenizedPair, Window
-from minimind_dpo.data.collate import Collator
-from minimind_dpo.models import attention, block_attention
-from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.models.attention import cpu_blocks as block_attention
+from minimind_dpo.models.attention import planned as attention
+from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.objective.logps import sequence_logps
 
 SMALL = {

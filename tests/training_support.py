@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from minimind_dpo.batch import PreferenceBatch, TokenizedPair
-from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.data.batches.step_plan import StepSampler, StepShape
 from minimind_dpo.data.datamodule import LaidOutPairs
-from minimind_dpo.data.sampling import StepSampler, StepShape
-from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.attention.planned import use_planned_attention
 
 VOCABULARY = 61
 

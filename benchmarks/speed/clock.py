@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from minimind_dpo.products import product
+from minimind_dpo.kernels.cpu_matmul import product
 
 
 class Clock:
@@ -83,7 +83,7 @@ def matmul_rate(device: str, dtype: torch.dtype, size: int, repeats: int = 5) ->
 
     Counted per second of CPU time on a CPU, on the wall on a GPU. It is the machine's rate, so the
     faster of `torch.mm` and of the library that this process has chosen
-    (`minimind_dpo.products`), whichever of them a way uses.
+    (`minimind_dpo.kernels.cpu_matmul`), whichever of them a way uses.
     """
     # Random numbers: a GPU clocks higher on constant ones.
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

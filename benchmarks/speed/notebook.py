@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import TokenizedPair
-from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.batches.layouts import Collator
 from speed.clock import Clock
 from speed.request import Request
 from speed.ways import CLIP, Run, Step, autocast, load, plain_loop

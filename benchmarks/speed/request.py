@@ -58,7 +58,7 @@ class Request:
         device: `cpu` or `cuda`.
         precision: `float32`, or `bfloat16` under autocast; weights are float32 in both.
         threads: CPU threads of torch.
-        allocator: Keep freed memory (`minimind_dpo.allocator`).
+        allocator: Keep freed memory (`minimind_dpo.kernels.keep_memory`).
         lr: Learning rate of AdamW.
         beta: DPO's beta.
         seed: Seed of torch.

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from transformers import AutoTokenizer
 
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.module import DPOModule

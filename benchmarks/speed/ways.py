@@ -28,15 +28,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PreferenceBatch, TokenizedPair
-from minimind_dpo.data.cache import ReferenceCache, TokenStore
-from minimind_dpo.data.collate import Collator
-from minimind_dpo.models.attention import use_planned_attention
-from minimind_dpo.models.compilation import compile_layers
-from minimind_dpo.models.linear import use_chosen_library
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore
+from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.compile_layers import compile_layers
 from minimind_dpo.models.load import load_model
 from minimind_dpo.objective.logps import sequence_logps
-from minimind_dpo.objective.losses import pair_losses
 from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import pair_losses
 from minimind_dpo.training.optim import OptimizerOptions, make_optimizer
 from minimind_dpo.training.reference import (
     OnlineReference,

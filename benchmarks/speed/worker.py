@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from minimind_dpo.allocator import keep_freed_memory
-from minimind_dpo.products import choose_library
+from minimind_dpo.kernels.cpu_matmul import choose_library
+from minimind_dpo.kernels.keep_memory import keep_freed_memory
 from speed.arithmetic import Dimensions, executed_flops, layout_passes, useful_flops
 from speed.clock import Clock, load_average, peak_memory, synchronize
 from speed.notebook import notebook

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from minimind_dpo.data.cache import TokenStore, prepare_store
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.store.prepare import TokenStore, prepare_store
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import PREFERENCES, TOKENIZER
-from minimind_dpo.models.fields import transformers_config
-from minimind_dpo.models.generations import GENERATIONS
+from minimind_dpo.models.minimind.architecture import transformers_config
+from minimind_dpo.models.minimind.generations import GENERATIONS
 
 VOCABULARY = 6400
 

@@ -18,16 +18,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from minimind_dpo.batch import PreferenceBatch
-from minimind_dpo.data.cache import ReferenceCache, TokenStore, prepare_store, split_indices
-from minimind_dpo.data.collate import Collator
-from minimind_dpo.data.loading import LaidOutPairs, PlannedLoader
-from minimind_dpo.data.sampling import (
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.data.batches.loader import LaidOutPairs, PlannedLoader
+from minimind_dpo.data.batches.step_plan import (
     StepSampler,
     StepShape,
     accumulation_for,
     carry_over,
 )
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore, prepare_store, split_indices
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 _log = logging.getLogger(__name__)
 

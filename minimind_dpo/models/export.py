@@ -17,11 +17,11 @@ from pathlib import Path
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind_dpo.models.attention import plain_attention
-from minimind_dpo.models.dialects import CheckpointError, Dialect, dtype_name
-from minimind_dpo.models.files import check_finite
+from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.hub import quiet
-from minimind_dpo.models.mapping import to_native
+from minimind_dpo.models.minimind.native_file import check_finite
+from minimind_dpo.models.minimind.recognise import CheckpointError, Dialect, dtype_name
+from minimind_dpo.models.minimind.state_dict import to_native
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
 

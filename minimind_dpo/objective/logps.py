@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
-from minimind_dpo.objective.head import Head, scored_logps
+from minimind_dpo.objective.lm_head import Head, scored_logps
 
 AuxLoss = Callable[[tuple[Tensor, ...], PreferenceBatch], Tensor]
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from minimind_dpo.batch import PairLogps, split_sides
-from minimind_dpo.objective.losses import LossOutput
 from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import LossOutput
 
 PAIRS = "pairs"
 """Key of the number of pairs, what sums are divided by."""

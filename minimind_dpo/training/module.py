@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
 from minimind_dpo.objective.logps import AuxLoss
-from minimind_dpo.objective.losses import LossOutput, pair_losses
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
 from minimind_dpo.objective.options import LossOptions
-from minimind_dpo.training.guard import StepGuard
+from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
+from minimind_dpo.training.nan_guard import StepGuard
 from minimind_dpo.training.optim import (
     OptimizerOptions,
     ScheduleOptions,

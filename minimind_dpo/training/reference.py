@@ -20,9 +20,9 @@ from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
-from minimind_dpo.data.cache import ReferenceCache
-from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.store.prepare import ReferenceCache
 from minimind_dpo.models.lora import adapters_off, base_name
 from minimind_dpo.training.scoring import score as score_batch
 

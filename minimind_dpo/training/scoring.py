@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
-from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.objective.logps import AuxLoss, sequence_logps
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from minimind_dpo.config import ConfigError, compose
-from minimind_dpo.schema import Config
-from minimind_dpo.validation import Machine, validate
+from minimind_dpo.config.check import Machine, validate
+from minimind_dpo.config.compose import ConfigError, compose
+from minimind_dpo.config.schema import Config
 
 
 @pytest.fixture

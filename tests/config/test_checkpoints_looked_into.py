@@ -18,8 +18,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from minimind_dpo import train
-from minimind_dpo.config import ConfigError, compose
-from minimind_dpo.validation import Machine, validate
+from minimind_dpo.config.check import Machine, validate
+from minimind_dpo.config.compose import ConfigError, compose
 
 HEADS = "model.config.num_attention_heads=4"
 

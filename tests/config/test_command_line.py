@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from minimind_dpo import train
-from minimind_dpo.command_line import check_jobs, read_command_line
-from minimind_dpo.config import ConfigError, Problem, compose
-from minimind_dpo.schema import Config
+from minimind_dpo.config.command_line import check_jobs, read_command_line
+from minimind_dpo.config.compose import ConfigError, Problem, compose
+from minimind_dpo.config.schema import Config
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_of_a_long_sweep_a_few_values_are_composed(monkeypatch: pytest.MonkeyPat
         composed.append(list(job))
         return compose(job)
 
-    monkeypatch.setattr("minimind_dpo.command_line.compose", count)
+    monkeypatch.setattr("minimind_dpo.config.command_line.compose", count)
     check_jobs(["seed=range(0,500)"])
     assert composed == [["seed=0"], ["seed=499"]]
     composed.clear()

@@ -12,7 +12,7 @@ from hydra import initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo.config import (
+from minimind_dpo.config.compose import (
     CONF_DIR,
     ConfigError,
     apply_default_experiment,
@@ -20,7 +20,7 @@ from minimind_dpo.config import (
     from_yaml,
     register_schemas,
 )
-from minimind_dpo.schema import Config, schema_keys
+from minimind_dpo.config.schema import Config, schema_keys
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_a_damaged_saved_configuration_is_refused(text: str) -> None:
 
 def test_configuration_answers_without_torch() -> None:
     """A typo must not wait for torch: 0.4 s instead of 2 s."""
-    code = "import sys, minimind_dpo.config; sys.exit('torch' in sys.modules)"
+    code = "import sys, minimind_dpo.config.compose; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

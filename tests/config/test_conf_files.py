@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from minimind_dpo.config import CONF_DIR, compose, find_conf, from_yaml, to_yaml
-from minimind_dpo.schema import schema_keys
-from minimind_dpo.validation import loss_options
+from minimind_dpo.config.check import loss_options
+from minimind_dpo.config.compose import CONF_DIR, compose, find_conf, from_yaml, to_yaml
+from minimind_dpo.config.schema import schema_keys
 
 GROUPS = sorted(p for p in CONF_DIR.glob("*/*.yaml") if p.parent.name not in ("hydra", "sweep"))
 SHIPPED = sorted(p for p in CONF_DIR.rglob("*.yaml") if "hydra" not in p.parts)

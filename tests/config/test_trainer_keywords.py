@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from minimind_dpo.config import compose
-from minimind_dpo.schema import TrainerConfig
-from minimind_dpo.validation.execution import STRATEGIES, parse_devices
+from minimind_dpo.config.check_execution import STRATEGIES, parse_devices
+from minimind_dpo.config.compose import compose
+from minimind_dpo.config.schema import TrainerConfig
 
 # Made by this program from other groups, or by its run folder.
 OURS = {"logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing"}

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo.config import ConfigError, compose, to_yaml
-from minimind_dpo.schema import Config, schema_keys
-from minimind_dpo.validation import Machine, validate
-from minimind_dpo.validation.values import _CHOICES, _RANGES, value_at
+from minimind_dpo.config.check import Machine, validate
+from minimind_dpo.config.check_values import _CHOICES, _RANGES, value_at
+from minimind_dpo.config.compose import ConfigError, compose, to_yaml
+from minimind_dpo.config.schema import Config, schema_keys
 
 
 def test_every_problem_is_reported_at_once(files: list[str]) -> None:

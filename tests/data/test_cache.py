@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from minimind_dpo.data import cache
-from minimind_dpo.data.cache import TokenStore, prepare_store
-from minimind_dpo.data.problems import DataError
-from minimind_dpo.data.store import DamagedStoreError
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.data.store import prepare as cache
+from minimind_dpo.data.store.prepare import TokenStore, prepare_store
+from minimind_dpo.data.store.token_store import DamagedStoreError
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 
 @pytest.fixture(scope="module")

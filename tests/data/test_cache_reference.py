@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from minimind_dpo.data.cache import ReferenceCache, TokenStore, prepare_store
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore, prepare_store
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 HEADER, RECORD = 40, 20
 

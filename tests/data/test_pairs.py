@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from minimind_dpo.batch import PreferencePair
-from minimind_dpo.data.pairs import FileSummary, read_pairs
-from minimind_dpo.data.problems import DataError, Problem
-from minimind_dpo.data.sources import resolve_files
+from minimind_dpo.data.read.pairs import FileSummary, read_pairs
+from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.sources import resolve_files
 
 
 def user(text: str) -> dict[str, str]:

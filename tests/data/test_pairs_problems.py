@@ -12,9 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo.data.pairs import read_pairs
-from minimind_dpo.data.problems import SHOWN, DataError, Problem, ProblemLog
-from minimind_dpo.data.sources import resolve_files
+from minimind_dpo.data.read.pairs import read_pairs
+from minimind_dpo.data.read.problems import SHOWN, DataError, Problem, ProblemLog
+from minimind_dpo.data.read.sources import resolve_files
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in zip("uab", "qxy", strict=True))
 USER["role"], GOOD["role"], BAD["role"] = "user", "assistant", "assistant"

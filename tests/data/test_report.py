@@ -8,9 +8,9 @@ import json
 import pytest
 from rich.console import Console
 
-from minimind_dpo.data.cache import prepare_store
-from minimind_dpo.data.report import print_report
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.store.prepare import prepare_store
+from minimind_dpo.data.store.report import print_report
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 
 @pytest.fixture(scope="module")

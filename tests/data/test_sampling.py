@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo.data.sampling import StepSampler, StepShape, accumulation_for
+from minimind_dpo.data.batches.step_plan import StepSampler, StepShape, accumulation_for
 
 
 def make(n: int, shape: StepShape, **options: object) -> StepSampler:

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
-from minimind_dpo.data.tokenization import Dropped, Encoded, Limits, PairTokenizer
+from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, Limits, PairTokenizer
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any = "no", **extra: Any) -> PreferencePair:

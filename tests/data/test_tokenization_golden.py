@@ -16,7 +16,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 TOKENIZERS = {
     "v3": "minimind-3",

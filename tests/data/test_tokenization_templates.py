@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
-from minimind_dpo.data.tokenization import Dropped, Encoded, PairTokenizer
+from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
 
 LLAMA3 = (
     "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"

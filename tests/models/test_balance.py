@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from minimind_dpo.models import load_model
-from minimind_dpo.models.attention import use_planned_attention
-from minimind_dpo.models.balance import (
+from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.moe_balance import (
     TokenLayout,
     balance_loss,
     default_aux_coef,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minimind_dpo.batch import AttentionPlan
-from minimind_dpo.models import block_attention as blocks
-from minimind_dpo.products import choose_library
+from minimind_dpo.kernels.cpu_matmul import choose_library
+from minimind_dpo.models.attention import cpu_blocks as blocks
 
 
 def make_plan(query_lengths: tuple[int, ...], borrowed: tuple[int, ...]) -> AttentionPlan:
@@ -84,7 +84,7 @@ def test_both_libraries_give_the_same_attention(
 ) -> None:
     if library == "onednn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr("minimind_dpo.products.SMALLEST", 1)
+    monkeypatch.setattr("minimind_dpo.kernels.cpu_matmul.SMALLEST", 1)
     choose_library(library)
     plan = make_plan((300, 150), (0, 200))
     for error in compare(plan, 4, 2, torch.float32, None):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from minimind_dpo.evaluation.sampling import sample_answers, sample_completions
 from minimind_dpo.models import LoadedModel, load_model
-from minimind_dpo.models.attention import PLANNED, use_planned_attention
-from minimind_dpo.models.generate import sample_answers, sample_completions
+from minimind_dpo.models.attention.planned import PLANNED, use_planned_attention
 
 from .conftest import Golden, tiny_tokenizer
 
@@ -91,7 +91,7 @@ def test_chat_prompts_are_rendered_up_to_the_assistants_turn(
         assert kwargs["end_ids"] == [2]  # <|im_end|>
         return [[7, 2] for _ in prompts]
 
-    monkeypatch.setattr("minimind_dpo.models.generate.sample_completions", spy)
+    monkeypatch.setattr("minimind_dpo.evaluation.sampling.sample_completions", spy)
     assert loaded.tokenizer is not None
     assert sample_answers(loaded.model, loaded.tokenizer, [TURNS, "w1"]) == ["w2", "w2"]
     # <|im_start|> user w1 w2 w3 <|im_end|> <|im_start|> assistant

@@ -134,7 +134,7 @@ def test_a_name_that_the_hub_does_not_give_says_so(monkeypatch: pytest.MonkeyPat
     def offline(*args: Any, **kwargs: Any) -> None:
         raise OSError("offline, and it is not in the cache")
 
-    monkeypatch.setattr("minimind_dpo.models.reach.why_unreachable", lambda endpoint: None)
+    monkeypatch.setattr("minimind_dpo.models.find_on_hub.why_unreachable", lambda endpoint: None)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
     with pytest.raises(CheckpointError, match=r"no such local path, and the hub gave no model"):
         load_model("someone/minimind-of-theirs")

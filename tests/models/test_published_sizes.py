@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minimind_dpo.models.fields import transformers_config
-from minimind_dpo.models.generations import GENERATIONS
+from minimind_dpo.models.minimind.architecture import transformers_config
+from minimind_dpo.models.minimind.generations import GENERATIONS
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from minimind_dpo.models.attention import PLANNED
-from minimind_dpo.models.v_learn import VLearnConfig, VLearnForCausalLM
-from minimind_dpo.models.v_learn_parts import rotary_angles, rotate_pairs
+from minimind_dpo.models.attention.planned import PLANNED
+from minimind_dpo.models.minimind.v_learn import VLearnConfig, VLearnForCausalLM
+from minimind_dpo.models.minimind.v_learn_parts import rotary_angles, rotate_pairs
 
 from .conftest import plan_of
 

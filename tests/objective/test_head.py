@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimind_dpo.objective import head as heads
-from minimind_dpo.objective.head import Head, scored_logps
-from minimind_dpo.products import choose_library
+from minimind_dpo.kernels.cpu_matmul import choose_library
+from minimind_dpo.objective import lm_head as heads
+from minimind_dpo.objective.lm_head import Head, scored_logps
 
 TOKENS, WIDTH, VOCABULARY = 23, 16, 261
 
@@ -128,7 +128,7 @@ def test_the_backward_pass_is_not_rounded_by_an_autocast_around_it() -> None:
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 def test_either_library_of_products_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("minimind_dpo.products.SMALLEST", 0)
+    monkeypatch.setattr("minimind_dpo.kernels.cpu_matmul.SMALLEST", 0)
     states, head, target = make(True, 1.0, 0.0, torch.float32)
     results = []
     for library in ("torch", "onednn"):

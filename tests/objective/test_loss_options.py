@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from minimind_dpo.objective.losses import (
+from minimind_dpo.objective.preference_loss import (
     LOSSES,
     LossOptions,
     needs_reference,

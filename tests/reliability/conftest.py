@@ -18,16 +18,16 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-from minimind_dpo.data.tokenization import PairTokenizer
-from minimind_dpo.models.attention import use_planned_attention
-from minimind_dpo.training.callbacks.best_checkpoint import BestCheckpoint
-from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
-from minimind_dpo.training.callbacks.random_state import RandomState
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
-from minimind_dpo.training.storage import AtomicCheckpointIO
+from minimind_dpo.training.resume.best import BestCheckpoint
+from minimind_dpo.training.resume.callback import ResumeCheckpoint
+from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO
+from minimind_dpo.training.resume.random_state import RandomState
 
 
 class Curves(Logger):

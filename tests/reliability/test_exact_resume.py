@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimind_dpo.training.storage import step_files, step_of
+from minimind_dpo.training.resume.checkpoint_io import step_files, step_of
 
 
 def same(got: Any, expected: Any, where: str = "") -> None:

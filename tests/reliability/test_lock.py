@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minimind_dpo.config import ConfigError
-from minimind_dpo.lock import LOCK_FILE, FolderLock
-from minimind_dpo.sweep import SweepEnd
+from minimind_dpo.config.compose import ConfigError
+from minimind_dpo.run.lock import LOCK_FILE, FolderLock
+from minimind_dpo.run.sweep import SweepEnd
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
-from minimind_dpo.lock import FolderLock
+from minimind_dpo.run.lock import FolderLock
 lock = FolderLock()
 lock.take(Path(sys.argv[1]), "run_dir")
 if os.fork() == 0:

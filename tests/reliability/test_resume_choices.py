@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from minimind_dpo.config import ConfigError, compose
-from minimind_dpo.data.sampling import carry_over
-from minimind_dpo.lock import FolderLock
-from minimind_dpo.runs import decide_run, file_digest, make_folder
-from minimind_dpo.training.curves import keep_until, read_rows
-from minimind_dpo.training.resume import ResumeMismatchError, check_belongs, differences
-from minimind_dpo.training.storage import HEADER, AtomicCheckpointIO, step_file
+from minimind_dpo.config.compose import ConfigError, compose
+from minimind_dpo.data.batches.step_plan import carry_over
+from minimind_dpo.run.folder import decide_run, file_digest, make_folder
+from minimind_dpo.run.lock import FolderLock
+from minimind_dpo.training.resume.checkpoint_io import HEADER, AtomicCheckpointIO, step_file
+from minimind_dpo.training.resume.csv_log import keep_until, read_rows
+from minimind_dpo.training.resume.position import ResumeMismatchError, check_belongs, differences
 
 
 @pytest.fixture(autouse=True)

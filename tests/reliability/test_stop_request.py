@@ -13,12 +13,12 @@ import pytest
 import torch
 import transformers as tf
 
-from minimind_dpo import fit as fit_module
-from minimind_dpo.config import compose
+from minimind_dpo.config.compose import compose
 from minimind_dpo.models.tokenizers import need_tokenizer
-from minimind_dpo.training.ranks import RankGuard
-from minimind_dpo.training.stopping import Stopped, StopRequest
-from minimind_dpo.training.storage import read_header
+from minimind_dpo.run import fit as fit_module
+from minimind_dpo.training.distributed import RankGuard
+from minimind_dpo.training.resume.checkpoint_io import read_header
+from minimind_dpo.training.signals import Stopped, StopRequest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
 

@@ -16,8 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minimind_dpo import unchanged
-from minimind_dpo.training import storage
-from minimind_dpo.training.storage import (
+from minimind_dpo.training.resume import checkpoint_io as storage
+from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
     AtomicCheckpointIO,
     CheckpointSaveError,

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from minimind_dpo.config import compose
-from minimind_dpo.sweep import (
+from minimind_dpo.config.compose import compose
+from minimind_dpo.run.sweep import (
     Jobs,
     clean_environment,
     device_slots,
@@ -21,7 +21,7 @@ from minimind_dpo.sweep import (
     quoted,
     sweep_failures,
 )
-from minimind_dpo.training.stopping import Stopped, StopRequest
+from minimind_dpo.training.signals import Stopped, StopRequest
 
 
 def test_a_job_is_no_rank_of_the_process_that_starts_it() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimind_dpo import train, unchanged
-from minimind_dpo.training import ranks
+from minimind_dpo.training import distributed as ranks
 from minimind_dpo.unchanged import while_unchanged
 
 

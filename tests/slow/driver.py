@@ -18,8 +18,8 @@ import tensorboard.summary  # noqa: F401 - imported here, and so once
 import torch
 import transformers.models.gpt2.modeling_gpt2  # noqa: F401
 
-import minimind_dpo.fit
-import minimind_dpo.sweep  # noqa: F401
+import minimind_dpo.run.fit
+import minimind_dpo.run.sweep  # noqa: F401
 from minimind_dpo import train
 
 

@@ -15,10 +15,10 @@ from training_support import Memory
 from transformers import AutoModelForCausalLM
 
 from minimind_dpo.batch import TokenizedPair
-from minimind_dpo.data.collate import Collator
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.data.batches.step_plan import StepSampler, StepShape
 from minimind_dpo.data.datamodule import LaidOutPairs
-from minimind_dpo.data.sampling import StepSampler, StepShape
-from minimind_dpo.models.attention import use_planned_attention
+from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference

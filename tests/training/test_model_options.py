@@ -10,18 +10,18 @@ import torch
 from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
-from minimind_dpo.data.collate import Collator
-from minimind_dpo.memory import is_out_of_memory, memory_advice
-from minimind_dpo.models.attention import use_planned_attention
-from minimind_dpo.models.dialects import CheckpointError
-from minimind_dpo.models.linear import use_chosen_library
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.kernels.cpu_matmul import choose_library
+from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.lora import adapters_off, add_adapters, merge_adapters, save_adapters
+from minimind_dpo.models.minimind.recognise import CheckpointError
 from minimind_dpo.objective.logps import sequence_logps
-from minimind_dpo.products import choose_library
+from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
+from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.optim import OptimizerOptions
 from minimind_dpo.training.reference import AdapterOffReference, weights_fingerprint
-from minimind_dpo.training.self_check import check_layout
 
 BATCH = Collator("prefix_shared", max_length=64)(made_up_pairs(4))
 
@@ -103,7 +103,7 @@ def test_adapters_on_a_layer_that_is_not_there_are_refused() -> None:
 
 
 def test_running_out_of_memory_names_the_knobs_most_helpful_first() -> None:
-    from minimind_dpo.config import compose
+    from minimind_dpo.config.compose import compose
 
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
@@ -123,7 +123,7 @@ def test_compiled_layers_give_the_same_numbers_and_compile_once_for_a_range_of_s
 ) -> None:
     from torch._dynamo.utils import counters
 
-    from minimind_dpo.models.compilation import compile_layers
+    from minimind_dpo.models.compile_layers import compile_layers
 
     if library == "onednn" and not torch.backends.mkldnn.is_available():
         pytest.skip("this torch has no oneDNN")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
 
-from minimind_dpo.objective.losses import LossOptions
-from minimind_dpo.training.guard import NotFiniteError, StepGuard
+from minimind_dpo.objective.preference_loss import LossOptions
 from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
 from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
 
@@ -171,7 +171,7 @@ def test_a_policy_left_on_plain_attention_is_switched_to_the_layout_it_is_given(
 
 
 def test_the_state_before_the_bad_steps_is_saved_when_they_stop_the_run(tmp_path: Path) -> None:
-    from minimind_dpo.training.callbacks.checkpoints import ResumeCheckpoint
+    from minimind_dpo.training.resume.callback import ResumeCheckpoint
 
     module, saves = poisoned({2, 3, 4, 5}), ResumeCheckpoint(tmp_path, every_n_steps=0)
     trainer = quiet_trainer(enable_checkpointing=True, callbacks=[saves])
@@ -185,7 +185,7 @@ def test_the_state_before_the_bad_steps_is_saved_when_they_stop_the_run(tmp_path
 
 def test_a_likelihood_term_is_finite_in_validation(tmp_path: Path) -> None:
     from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-    from minimind_dpo.data.tokenization import PairTokenizer
+    from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
     from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
     from minimind_dpo.models import load_model
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from minimind_dpo.data.cache import ReferenceCache
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.tokenization import PairTokenizer
+from minimind_dpo.data.store.prepare import ReferenceCache
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import HELD_OUT, MODEL, TOKENIZER
 from minimind_dpo.models import load_model
 from minimind_dpo.training.reference import PrecomputedReference

@@ -14,9 +14,9 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedTokenizerBase
 
-from minimind_dpo.models.generate import sample_answers
+from minimind_dpo.evaluation.sampling import sample_answers
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.stopping import StopRequest
+from minimind_dpo.training.signals import StopRequest
 
 
 class SampledAnswers(Callback):

@@ -1,0 +1,92 @@
+"""Whether model, tokenizer, adapters, reference and resumed state are whole and fit each other.
+
+Models are loaded as the run loads them, by the same functions, but onto the device `meta`: keys,
+shapes, checksums and numbers are looked at, and no weight is kept.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from minimind_dpo.config.compose import Problem
+from minimind_dpo.config.schema import Config
+from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.lora import add_adapters
+from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.tokenizers import need_tokenizer
+from minimind_dpo.training.resume.checkpoint_io import DamagedCheckpointError, read_header
+
+
+def checkpoint_problems(config: Config, known: set[str]) -> list[Problem]:
+    """What the run would find wrong when it loads its models.
+
+    Args:
+        config: The configuration.
+        known: Keys with problems of their own, which are not looked into again.
+    """
+    # One that cannot be found is met by all that look for it, and told once.
+    return list({str(problem): problem for problem in _problems(config, known)}.values())
+
+
+def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
+    model, reference = config.model, config.reference
+    tokenizer: PreTrainedTokenizerBase | Literal[False] = False
+    if not known & {"model.path", "model.tokenizer"}:
+        try:
+            tokenizer = need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
+        except CheckpointError as error:
+            yield _problem("model.tokenizer", error)
+    if not any(key.startswith("model.") and key != "model.tokenizer" for key in known):
+        try:
+            _check_policy(config, tokenizer)
+        except CheckpointError as error:
+            yield _problem("model.path", error)
+    if reference.path is not None and reference.mode != "none" and "reference.path" not in known:
+        try:
+            _load(config, reference.path, tokenizer, "reference.path")
+        except CheckpointError as error:
+            yield _problem("reference.path", error)
+    if "resume" not in known:
+        yield from _resume_problems(config.resume)
+
+
+def _resume_problems(resume: str | None) -> Iterator[Problem]:
+    """Of a checkpoint that was named; of those in a folder, the run takes the newest whole one."""
+    path = None if resume in (None, "auto") else Path(str(resume)).expanduser()
+    if path is not None and path.is_file():
+        try:
+            read_header(path)
+        except DamagedCheckpointError as error:
+            yield Problem("resume", str(error).rstrip("."))
+
+
+def _check_policy(config: Config, tokenizer: PreTrainedTokenizerBase | Literal[False]) -> None:
+    loaded = _load(config, config.model.path, tokenizer, "model.path")
+    lora = config.model.lora
+    if lora.r:
+        add_adapters(loaded.model, r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules)
+
+
+def _load(
+    config: Config, path: str, tokenizer: PreTrainedTokenizerBase | Literal[False], key: str
+) -> LoadedModel:
+    return load_model(
+        path,
+        tokenizer,
+        config.model.config if key == "model.path" else None,
+        trust_remote_code=config.model.trust_remote_code,
+        device="meta",
+        key=key,
+    )
+
+
+def _problem(key: str, error: CheckpointError) -> Problem:
+    """A problem under the key that the message begins with, else under `key`."""
+    text = str(error).rstrip(".")
+    named = re.match(r"(?:model|reference)\.[a-z_]+(?:\.[a-z_]+)*", text)
+    return Problem(named.group() if named else key, text)

@@ -1,0 +1,1 @@
+"""From the token store to laid out micro-batches of whole optimizer steps."""

@@ -1,0 +1,77 @@
+"""Micro-batches from the token store, laid out in loading processes or in this one."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+import time
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from minimind_dpo.batch import PreferenceBatch
+from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.data.batches.step_plan import MicroBatch
+from minimind_dpo.data.store.prepare import TokenStore
+
+
+class LaidOutPairs(Dataset[PreferenceBatch]):
+    """Micro-batches by what the sampler asks for; no randomness, so workers change nothing."""
+
+    def __init__(self, store: TokenStore, collate: Collator) -> None:
+        self.store = store
+        self.collate = collate
+
+    def __getitem__(self, micro_batch: MicroBatch) -> PreferenceBatch:
+        pairs = [self.store[row] for row in micro_batch.rows]
+        return self.collate(pairs, micro_batch.window)
+
+
+class PlannedLoader(DataLoader[PreferenceBatch]):
+    """Tells Lightning that a run can go on in the middle of an epoch.
+
+    The position itself is the data module's: it is the same for every rank, whatever their number.
+
+    Args:
+        data: Micro-batches.
+        seed: Of numbers that making an iterator draws: from the global generator, a run that is
+            resumed at an epoch's edge would draw other dropout masks.
+        num_workers: Loading processes, which end with the process that made them.
+        options: Keywords of DataLoader.
+    """
+
+    def __init__(
+        self, data: LaidOutPairs, *, seed: int = 0, num_workers: int = 0, **options: Any
+    ) -> None:
+        watch = functools.partial(_end_with, os.getpid()) if num_workers else None
+        super().__init__(
+            data,
+            num_workers=num_workers,
+            worker_init_fn=watch,
+            generator=torch.Generator().manual_seed(seed),
+            **options,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing."""
+
+
+def _end_with(parent: int, worker: int) -> None:
+    """Let a loading process end when the process that it loads for is gone.
+
+    torch's own watch asks for its parent's number after it has started: a parent that is killed
+    before leaves workers that wait for ever.
+    """
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True, name="watch-parent").start()

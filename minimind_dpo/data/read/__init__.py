@@ -1,0 +1,1 @@
+"""From files to preference pairs, with every problem named by file and line."""

@@ -1,0 +1,246 @@
+"""From records to preference pairs, with every problem named by file and line.
+
+Recognised, record by record:
+
+    minimind          {"chosen": [turns], "rejected": [turns]}: both begin with the same turns
+    prompt_turns      {"prompt": [turns], "chosen": ..., "rejected": ...}
+    prompt_text       {"prompt": "text", "chosen": "text", "rejected": "text"}
+    sharegpt          {"conversations": [turns], "chosen": ..., "rejected": ...}
+
+A turn is {"role", "content"} or {"from", "value"}; a side is a list of turns, one turn, or text.
+Optional columns: `system` (text), `tools` (a list, or its JSON), `margin`, `weight`. The answer is
+the last assistant turn of each side; turns after it are ignored and counted, and all turns before
+it must be the same on both sides. A key that holds null counts as absent.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from minimind_dpo.batch import Message, PreferencePair
+from minimind_dpo.data.read.messages import (
+    RecordError,
+    check_json,
+    kind_of,
+    parse_number,
+    parse_tools,
+    parse_turn,
+    parse_turns,
+)
+from minimind_dpo.data.read.problems import Problem
+from minimind_dpo.data.read.records import iterate_records
+from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
+
+_COLUMNS = {"prompt", "conversations", "chosen", "rejected", "system", "tools", "margin", "weight"}
+
+
+@dataclass(slots=True)
+class FileSummary:
+    """What reading one file came to.
+
+    Attributes:
+        name: The file, as messages call it.
+        formats: Pairs of each recognised format.
+        pairs: Pairs read.
+        problems: Records that could not be used.
+        ignored_turns: Turns after the last assistant turn, over both sides.
+        ignored_columns: Keys of records that mean nothing here.
+    """
+
+    name: str
+    formats: Counter[str] = field(default_factory=Counter)
+    pairs: int = 0
+    problems: int = 0
+    ignored_turns: int = 0
+    ignored_columns: set[str] = field(default_factory=set)
+
+
+def read_pairs(
+    files: Files | list[DataFile],
+    *,
+    on_problem: Callable[[Problem], None],
+    on_file: Callable[[FileSummary], None] = lambda summary: None,
+    on_bytes: Callable[[int], None] = lambda count: None,
+) -> Iterator[PreferencePair]:
+    """Read preference pairs, in the order of files and lines.
+
+    Args:
+        files: A path, glob, hub data set or several (`sources` has the syntax), or what
+            `resolve_files` returned.
+        on_problem: Called for every record that is no pair.
+        on_file: Called with the summary of each file after its last record.
+        on_bytes: Called with the bytes read since the last call; they sum to the files' sizes.
+
+    Raises:
+        DataError: At once, where a file cannot be used at all.
+    """
+    resolved: list[DataFile] = []
+    if isinstance(files, list) and files and all(isinstance(f, DataFile) for f in files):
+        resolved = [f for f in files if isinstance(f, DataFile)]
+    else:
+        resolved = resolve_files(files)  # type: ignore[arg-type]
+    return _read(resolved, on_problem, on_file, on_bytes)
+
+
+def _read(
+    files: list[DataFile],
+    on_problem: Callable[[Problem], None],
+    on_file: Callable[[FileSummary], None],
+    on_bytes: Callable[[int], None],
+) -> Iterator[PreferencePair]:
+    for file in files:
+        summary = FileSummary(file.name)
+        counted = 0
+        for record in iterate_records(file):
+            counted += record.size
+            on_bytes(record.size)
+            try:
+                if record.problem:
+                    raise RecordError(record.problem)
+                pair, kind, ignored = parse_record(record.value, record.source)
+            except RecordError as error:
+                summary.problems += 1
+                on_problem(Problem(record.source, str(error)))
+                continue
+            summary.pairs += 1
+            summary.formats[kind] += 1
+            summary.ignored_turns += ignored
+            summary.ignored_columns |= record.value.keys() - _COLUMNS
+            yield pair
+        if not summary.pairs and not summary.problems:
+            summary.problems += 1
+            on_problem(Problem(file.name, "holds no record"))
+        on_bytes(max(0, file.size - counted))
+        on_file(summary)
+
+
+def parse_record(record: Any, source: str) -> tuple[PreferencePair, str, int]:
+    """Turn one JSON object into a pair.
+
+    Returns:
+        The pair, the name of its format, and how many turns after the answers were ignored.
+
+    Raises:
+        RecordError: If it is no preference pair.
+    """
+    if not isinstance(record, dict):
+        raise RecordError(f"is {kind_of(record)}, not an object with 'chosen' and 'rejected'")
+    absent = [f"'{key}'" for key in ("chosen", "rejected") if record.get(key) is None]
+    if absent:
+        verb = "is" if len(absent) == 1 else "are"
+        found = ", ".join(f"{key!r:.40}" for key in list(record)[:8]) or "no key"
+        raise RecordError(f"{' and '.join(absent)} {verb} missing (found: {found})")
+    margin = parse_number(record, "margin", 0.0)
+    weight = parse_number(record, "weight", 1.0)
+    if weight < 0:
+        raise RecordError(f"'weight' is {weight}, it must not be negative")
+    if _is_plain(record):
+        texts = record["prompt"], record["chosen"], record["rejected"]
+        check_json(texts)
+        if not record["prompt"].strip():
+            raise RecordError("'prompt' is empty")
+        return PreferencePair(*texts, source, None, margin, weight), "prompt_text", 0
+    before, kind = _explicit_prompt(record)
+    chosen, rejected, ignored = _sides(record, _with_system(before, record.get("system")))
+    turns = tuple(chosen[:-1])
+    if not any(turn["content"].strip() or turn.get("tool_calls") for turn in turns):
+        raise RecordError("has no prompt: no turn with text comes before the answer")
+    prompt = record.get("prompt")
+    if isinstance(prompt, str) and kind == "minimind" and not _quotes(turns, prompt):
+        raise RecordError("'prompt' differs from the turns that 'chosen' begins with")
+    tools = parse_tools(record.get("tools"), "'tools'")
+    if tools is None and turns[0]["role"] == "system":
+        own = turns[0].get("tools", turns[0].get("functions"))
+        tools = parse_tools(own, "'tools' of the system turn")
+    check_json([chosen, rejected, tools])
+    pair = PreferencePair(turns, chosen[-1], rejected[-1], source, tools, margin, weight)
+    return pair, kind, ignored
+
+
+def _is_plain(record: dict[str, Any]) -> bool:
+    """Three texts and nothing that only turns can carry."""
+    if any(record.get(key) for key in ("system", "tools")) or "conversations" in record:
+        return False
+    return all(isinstance(record.get(key), str) for key in ("prompt", "chosen", "rejected"))
+
+
+def _explicit_prompt(record: dict[str, Any]) -> tuple[list[Message], str]:
+    """Turns of the prompt column, if any, and the format's name."""
+    prompt, conversations = record.get("prompt"), record.get("conversations")
+    if prompt is not None and conversations is not None:
+        raise RecordError("has both 'prompt' and 'conversations'; keep the one that is the prompt")
+    if conversations is not None:
+        return parse_turns(conversations, "'conversations'"), "sharegpt"
+    sides = {key: record[key] for key in ("chosen", "rejected")}
+    if prompt is None:
+        for key, side in sides.items():
+            if not isinstance(side, list):
+                raise RecordError(
+                    f"'prompt' is missing, which '{key}' needs: it is {kind_of(side)}"
+                )
+        return [], "minimind"
+    if isinstance(prompt, list):
+        return parse_turns(prompt, "'prompt'"), "prompt_turns"
+    if not isinstance(prompt, str):
+        raise RecordError(f"'prompt' is {kind_of(prompt)}, not text or a list of turns")
+    if all(isinstance(side, list) and len(side) > 1 for side in sides.values()):
+        return [], "minimind"
+    if not prompt.strip():
+        raise RecordError("'prompt' is empty")
+    return [{"role": "user", "content": prompt}], "prompt_turns"
+
+
+def _with_system(before: list[Message], system: Any) -> list[Message]:
+    if system is None or system == "":
+        return before
+    if not isinstance(system, str):
+        raise RecordError(f"'system' is {kind_of(system)}, not text")
+    if not before:
+        raise RecordError("'system' goes with 'prompt' or 'conversations'; here, make it a turn")
+    if before[0]["role"] != "system":
+        return [{"role": "system", "content": system}, *before]
+    if before[0]["content"] != system:
+        raise RecordError("'system' differs from the system turn of the prompt")
+    return before
+
+
+def _sides(
+    record: dict[str, Any], before: list[Message]
+) -> tuple[list[Message], list[Message], int]:
+    """Both conversations up to their last assistant turn, and the count of turns after it."""
+    conversations, ignored = [], 0
+    for key in ("chosen", "rejected"):
+        side = _side(record[key], key)
+        last = max((i for i, turn in enumerate(side) if turn["role"] == "assistant"), default=-1)
+        if last < 0:
+            raise RecordError(f"'{key}' has no assistant turn, so there is no answer to prefer")
+        ignored += len(side) - last - 1
+        conversations.append(before + side[: last + 1])
+    chosen, rejected = conversations
+    for number, (ours, theirs) in enumerate(zip(chosen[:-1], rejected[:-1], strict=False), 1):
+        if ours != theirs:
+            raise RecordError(
+                f"the prompts of 'chosen' and 'rejected' differ (turn {number}); "
+                "all turns before the last answer must be the same"
+            )
+    if len(chosen) != len(rejected):
+        raise RecordError(
+            f"the prompts of 'chosen' and 'rejected' differ: {len(chosen) - 1} and "
+            f"{len(rejected) - 1} turns come before the last answer"
+        )
+    return chosen, rejected, ignored
+
+
+def _side(value: Any, key: str) -> list[Message]:
+    if isinstance(value, str):
+        return [{"role": "assistant", "content": value}]
+    if isinstance(value, dict):
+        return [parse_turn(value, f"'{key}'")]
+    return parse_turns(value, f"'{key}'")
+
+
+def _quotes(turns: tuple[Message, ...], prompt: str) -> bool:
+    return any(turn["content"].strip() == prompt.strip() for turn in turns)

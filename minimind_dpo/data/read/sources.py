@@ -1,0 +1,167 @@
+"""From what the user names (files, lists, globs, hub data sets) to a checked list of sources.
+
+    path.jsonl  path.ndjson       one JSON object a line; also .gz and .zst
+    path.json                     one list of objects, or objects one after another; also .gz, .zst
+    path.parquet                  one object a row (needs pyarrow)
+    hf:NAME[:SPLIT]               Hugging Face data set (needs datasets); SPLIT is `train` if absent
+    hf:NAME:CONFIG:SPLIT          the same, of a named configuration
+    modelscope:NAME[:SPLIT]       ModelScope data set (needs modelscope), likewise
+
+Every name is checked before anything is read, and all that is wrong is told at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import importlib.util
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from minimind_dpo.data.read.problems import DataError, Problem
+
+Files: TypeAlias = "str | Path | Iterable[str | Path]"
+"""A path, a glob, a hub data set, or several of these."""
+
+_KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+_EXTRAS = {"datasets": "datasets", "modelscope": "modelscope", "pyarrow": "parquet"}
+_EXTRAS["zstandard"] = "zstd"
+HUBS = {"hf": "datasets", "modelscope": "modelscope"}
+
+
+@dataclass(frozen=True, slots=True)
+class DataFile:
+    """One source of records.
+
+    Attributes:
+        path: What to open: a file's path, or `hf:...` for a hub data set.
+        name: What people see in messages; unique among the files given together.
+        kind: `jsonl`, `json`, `parquet`, `hf` or `modelscope`.
+        compression: `gz`, `zst` or empty.
+        size: Bytes on disk, 0 for a hub data set.
+    """
+
+    path: str
+    name: str
+    kind: str
+    compression: str = ""
+    size: int = 0
+
+
+def resolve_files(files: Files) -> list[DataFile]:
+    """Check and expand what the user named.
+
+    Raises:
+        DataError: Naming every entry that does not exist, matches nothing, is a folder, is empty,
+            has an unknown ending, is given twice, or needs a package that is not installed.
+    """
+    problems: list[Problem] = []
+    entries = [files] if isinstance(files, str | Path) else list(files)
+    if not entries:
+        problems.append(Problem("data", "no file is named; set data.train to a file, list or glob"))
+    found: list[DataFile] = []
+    seen: dict[str, str] = {}
+    for entry in map(str, entries):
+        for path in _expand(entry):
+            try:
+                file = _describe(path)
+            except ValueError as error:
+                problems.append(Problem(path, str(error)))
+                continue
+            key = file.path if file.kind in HUBS else os.path.realpath(file.path)
+            if key in seen:
+                message = f"is given twice (also as {seen[key]}); its pairs would count double"
+                problems.append(Problem(file.path, message))
+            seen.setdefault(key, entry)
+            found.append(file)
+    if problems:
+        raise DataError(problems)
+    return _with_unique_names(found)
+
+
+def _expand(entry: str) -> list[str]:
+    """Files that a glob matches; what is no glob, or matches nothing, is left as it is."""
+    path = os.path.expanduser(entry)
+    if _hub_of(entry) or os.path.lexists(path) or not glob.has_magic(path):
+        return [entry if _hub_of(entry) else path]
+    return sorted(m for m in glob.glob(path, recursive=True) if os.path.isfile(m)) or [path]
+
+
+def _hub_of(entry: str) -> str:
+    prefix, _, name = entry.partition(":")
+    return prefix if prefix in HUBS and name else ""
+
+
+def _describe_hub(entry: str) -> DataFile:
+    hub, *parts = entry.split(":")
+    _require(HUBS[hub])
+    if len(parts) > 3 or not all(parts):
+        raise ValueError(
+            f"is not of the form {hub}:NAME, {hub}:NAME:SPLIT or {hub}:NAME:CONFIG:SPLIT"
+        )
+    return DataFile(entry, entry, hub)
+
+
+def _describe(path: str) -> DataFile:
+    if _hub_of(path):
+        return _describe_hub(path)
+    if not os.path.lexists(path) and glob.has_magic(path):
+        raise ValueError("matches no file")
+    if os.path.isdir(path):
+        raise ValueError(
+            f"is a folder; name its files, for example {os.path.join(path, '*.jsonl')}"
+        )
+    if not os.path.exists(path):
+        raise ValueError(f"does not exist{_near(path)}")
+    if not os.path.isfile(path):
+        raise ValueError("is not a regular file")
+    if os.path.getsize(path) == 0:
+        raise ValueError("is empty")
+    stem, ending = os.path.splitext(path)
+    compression = ending[1:].lower() if ending.lower() in (".gz", ".zst") else ""
+    if compression:
+        ending = os.path.splitext(stem)[1]
+    kind = _KINDS.get(ending.lower())
+    if kind is None or (kind == "parquet" and compression):
+        raise ValueError(
+            "has an ending that is not known; readable are "
+            ".jsonl, .ndjson and .json (each also .gz or .zst) and .parquet"
+        )
+    if compression == "zst":
+        _require("zstandard")
+    if kind == "parquet":
+        _require("pyarrow")
+    return DataFile(path, path, kind, compression, os.path.getsize(path))
+
+
+def _near(path: str) -> str:
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return f" (nor does its folder {folder})"
+    close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=3)
+    return f"; near it: {', '.join(close)}" if close else ""
+
+
+def _require(package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(
+            f"needs the package '{package}'; install it with "
+            f"pip install 'minimind-dpo[{_EXTRAS[package]}]'"
+        )
+
+
+def _with_unique_names(files: list[DataFile]) -> list[DataFile]:
+    """Name each file by the shortest end of its path that no other file shares."""
+    parts = [[f.path] if f.kind in HUBS else list(Path(f.path).parts) for f in files]
+    named = []
+    for index, (file, own) in enumerate(zip(files, parts, strict=True)):
+        others = [other for j, other in enumerate(parts) if j != index]
+        depth = 1
+        while depth < len(own) and any(other[-depth:] == own[-depth:] for other in others):
+            depth += 1
+        name = "/".join(own[-depth:])
+        named.append(DataFile(file.path, name, file.kind, file.compression, file.size))
+    return named

@@ -1,0 +1,279 @@
+"""Preference files to a token store, once: found again by fingerprint, built if it is not there.
+
+The fingerprint covers the bytes of the files and their names, the tokenizer's rules (its content,
+the template, the lengths) and the versions of the formats. Files are hashed anew at each start: a
+GB takes under a second, while a remembered size and time can be wrong. A store is built in a
+temporary folder beside its place and renamed when it is whole and on disk. Two processes that
+build at once both build; the first to rename is kept and the other uses it. A damaged store is
+named in a warning and built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+from minimind_dpo.batch import PreferencePair
+from minimind_dpo.data.batches.split import split_indices
+from minimind_dpo.data.read.pairs import read_pairs
+from minimind_dpo.data.read.problems import DataError, Problem, ProblemLog
+from minimind_dpo.data.read.records import content_digest
+from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
+from minimind_dpo.data.store.reference_logps import ReferenceCache
+from minimind_dpo.data.store.report import ReportBuilder
+from minimind_dpo.data.store.token_store import (
+    FORMAT,
+    DamagedStoreError,
+    StoreWriter,
+    TokenStore,
+    sync,
+)
+from minimind_dpo.data.tokenize.chat import as_turns
+from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
+
+__all__ = [
+    "DamagedStoreError",
+    "ReferenceCache",
+    "TokenStore",
+    "prepare_store",
+    "prompt_hash",
+    "split_indices",
+]
+
+READER = 1
+"""Version of how files become pairs; raise it with every change that gives other pairs."""
+
+_TEMPORARY = ".building-"
+_STALE_SECONDS = 3600
+_CHUNK = 64
+_log = logging.getLogger(__name__)
+
+
+def prepare_store(
+    files: Files,
+    pair_tokenizer: PairTokenizer,
+    cache_dir: str | Path,
+    *,
+    on_error: str = "stop",
+    progress: bool = True,
+    workers: int | None = None,
+) -> TokenStore:
+    """Find or build the token store of some preference files.
+
+    Args:
+        files: A path, glob, hub data set or several; `sources` has the syntax.
+        pair_tokenizer: The rules.
+        cache_dir: Folder of all stores; made if it is not there.
+        on_error: `stop` at problems, once all are known, or `skip` them; either way they are
+            counted, and skipped ones are written to `TokenStore.unused`.
+        progress: Show a progress bar while tokenising.
+        workers: Threads that tokenise; None for one a core, at most 8.
+
+    Raises:
+        DataError: Files that cannot be used; problems, under `stop`; or no pair that is left.
+        ValueError: If `on_error` is neither.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"data.on_error is {on_error!r}; it is 'stop' or 'skip'")
+    resolved = resolve_files(files)
+    fingerprint = _fingerprint(resolved, pair_tokenizer)
+    folder = Path(cache_dir) / fingerprint[:32]
+    _sweep(Path(cache_dir))
+    store = _open_sound(folder)
+    if store is not None and (on_error == "skip" or not _has_problems(store)):
+        return store
+    temporary = Path(cache_dir) / f"{_TEMPORARY}{uuid.uuid4().hex}"
+    temporary.mkdir(parents=True)
+    try:
+        builder = _Builder(temporary, pair_tokenizer, keep_all=on_error == "skip")
+        builder.run(resolved, progress, workers or min(8, os.cpu_count() or 1))
+        builder.finish(fingerprint, on_error)
+        return _publish(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def prompt_hash(pair: PreferencePair) -> int:
+    """Stable 64-bit hash of a prompt's turns and tools, before any cut; text is a user's turn."""
+    content = [list(as_turns(pair.prompt)), pair.tools]
+    written = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest(), "little")
+
+
+def _fingerprint(files: list[DataFile], pair_tokenizer: PairTokenizer) -> str:
+    parts = {
+        "versions": [FORMAT, READER],
+        "files": [[file.name, content_digest(file)] for file in files],
+        "rules": pair_tokenizer.fingerprint,
+    }
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _has_problems(store: TokenStore) -> bool:
+    return bool(store.report["skipped_lines"] or store.report["dropped"]["template"])
+
+
+def _open_sound(folder: Path) -> TokenStore | None:
+    """The store in this folder; None where there is none, or a damaged one, which is told."""
+    if not folder.is_dir():
+        return None
+    try:
+        return TokenStore(folder)
+    except DamagedStoreError as error:
+        if folder.is_dir():
+            warnings.warn(f"damaged token store, built again: {error}", stacklevel=3)
+        return None
+
+
+def _publish(temporary: Path, folder: Path) -> TokenStore:
+    """Move a whole store to its place, or use the sound one that another process put there."""
+    for _ in range(10):
+        try:
+            os.rename(temporary, folder)
+            sync(folder.parent)
+            return TokenStore(folder, verify=False)
+        except OSError:
+            if not folder.exists():
+                raise
+        try:
+            return TokenStore(folder)
+        except DamagedStoreError:
+            aside = folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+            try:
+                os.rename(folder, aside)
+            except FileNotFoundError:
+                continue  # Another process has just moved it.
+            shutil.rmtree(aside, ignore_errors=True)
+    raise OSError(f"{folder}: cannot be replaced; is it in use, or on a disk that is full?")
+
+
+def _sweep(cache_dir: Path) -> None:
+    """Remove folders of builds that died: a live one writes far more often than once an hour."""
+    if not cache_dir.is_dir():
+        return
+    for folder in cache_dir.glob(f"{_TEMPORARY}*"):
+        try:
+            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        except OSError:
+            continue
+        if time.time() - newest > _STALE_SECONDS:
+            _log.info("removing what is left of a build that died: %s", folder)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Builder:
+    """One build: reads, tokenises in threads, writes and counts, in the order of the lines."""
+
+    def __init__(self, folder: Path, pair_tokenizer: PairTokenizer, keep_all: bool) -> None:
+        self.tokenizer = pair_tokenizer
+        self.writer = StoreWriter(folder)
+        self.report = ReportBuilder()
+        self.problems = ProblemLog(keep_all)
+        self.unused: list[str] = []
+
+    def run(self, files: list[DataFile], progress: bool, workers: int) -> None:
+        """Tokenise all pairs."""
+        try:
+            with _progress_bar(sum(file.size for file in files), progress) as advance:
+                pairs = read_pairs(
+                    files,
+                    on_problem=self._add_problem,
+                    on_file=self.report.files.append,
+                    on_bytes=advance,
+                )
+                for pair, result in _in_threads(self.tokenizer, pairs, workers):
+                    self._add(pair, result)
+        finally:
+            self.writer.close()
+
+    def _add_problem(self, problem: Problem) -> None:
+        self.problems(problem)
+        self.unused.append(str(problem))
+
+    def _add(self, pair: PreferencePair, result: Encoded | Dropped) -> None:
+        self.report.add(pair, result)
+        if isinstance(result, Encoded):
+            self.writer.add(result.pair, prompt_hash(pair))
+        elif result.kind == "template":
+            self._add_problem(Problem(pair.source, result.reason))
+        else:
+            self.unused.append(f"{pair.source}: dropped: {result.reason}")
+
+    def finish(self, fingerprint: str, on_error: str) -> None:
+        """Complete the store, unless there are problems to stop at or no pair is left."""
+        if on_error == "stop":
+            self.problems.raise_if_any()
+        if not len(self.writer):
+            names = ", ".join(summary.name for summary in self.report.files)
+            reasons = [Problem(*line.split(": ", 1)) for line in self.unused]
+            problems = reasons or [Problem(names, "holds no pair")]
+            raise DataError(problems, hint="No pair is left to train on.")
+        report = self.report.build(self.writer.lengths(), self.tokenizer.limits.max_length)
+        self.writer.finish(fingerprint, report, self.unused)
+
+
+def _in_threads(
+    pair_tokenizer: PairTokenizer, pairs: Iterable[PreferencePair], workers: int
+) -> Iterator[tuple[PreferencePair, Encoded | Dropped]]:
+    """Tokenise chunks in threads, in order.
+
+    Encoding, most of the work, leaves Python's lock. Threads beat both processes (whose start
+    costs more than the work of a usual file) and the tokenizer's own parallelism (which stands
+    still while Python renders the next chunk).
+    """
+    stream = iter(pairs)
+    waiting: deque[tuple[list[PreferencePair], Future[list[Encoded | Dropped]]]] = deque()
+    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
+        while True:
+            chunk = list(islice(stream, _CHUNK))
+            if chunk:
+                waiting.append((chunk, pool.submit(pair_tokenizer.encode, chunk)))
+            if not waiting:
+                return
+            if not chunk or len(waiting) > 2 * workers:
+                done, future = waiting.popleft()
+                yield from zip(done, future.result(), strict=True)
+
+
+_parallelism = threading.Lock()
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """Switch the tokenizer library's own threads off; once used, it complains of later forks."""
+    name = "TOKENIZERS_PARALLELISM"
+    with _parallelism:
+        before = os.environ.get(name)
+        os.environ[name] = "false"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
+
+
+@contextmanager
+def _progress_bar(size: int, shown: bool) -> Iterator[Any]:
+    """Bar over the bytes of the files; yields the function that advances it."""
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn())
+    with Progress(*columns, TimeRemainingColumn(), disable=not shown, transient=True) as bar:
+        task = bar.add_task("Tokenising preference pairs", total=size or None)
+        yield lambda count: bar.advance(task, count)

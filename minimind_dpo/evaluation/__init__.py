@@ -1,0 +1,1 @@
+"""How a model answers: sampling, and what is measured of the answers."""

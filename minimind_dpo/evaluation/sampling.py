@@ -1,0 +1,219 @@
+"""Sampled answers, without disturbing the training they are taken from.
+
+Prompts of a batch are padded on the left, so that every answer starts at the same column, and the
+mask hides the padding. Afterwards the random number generators, the train or evaluation mode of
+every module and the attention function are what they were before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from minimind_dpo.batch import Message
+from minimind_dpo.models.attention.planned import plain_attention
+from minimind_dpo.models.tokenizers import end_of_turn_id
+
+
+def sample_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[Message] | str],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """One answer to each prompt.
+
+    Args:
+        model: The model, on its device.
+        tokenizer: Its tokenizer.
+        prompts: Turns, which the chat template renders, or plain text, taken as it is.
+        max_new_tokens: Longest answer.
+        temperature: Of sampling; 0 always takes the most probable token.
+        top_p: Sample from the most probable tokens that make up this share.
+        seed: Of sampling; the same seed and batch size give the same answers.
+        batch_size: Prompts at once.
+        template_arguments: Keywords for the chat template, such as `tools`.
+
+    Returns:
+        The answers without special tokens.
+
+    Raises:
+        ValueError: A setting out of range, or an empty prompt.
+    """
+    ids = [_prompt_ids(tokenizer, prompt, template_arguments or {}) for prompt in prompts]
+    answers = sample_completions(
+        model,
+        ids,
+        end_ids=_end_ids(model, tokenizer),
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
+
+
+def _prompt_ids(
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: Sequence[Message] | str,
+    arguments: Mapping[str, Any],
+) -> list[int]:
+    if isinstance(prompt, str):
+        return list(tokenizer(prompt)["input_ids"])
+    text = tokenizer.apply_chat_template(
+        list(prompt), tokenize=False, add_generation_prompt=True, **arguments
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    own = getattr(model.generation_config, "eos_token_id", None)
+    ends = [end_of_turn_id(tokenizer), tokenizer.eos_token_id]
+    ends += own if isinstance(own, list) else [own]
+    return sorted({end for end in ends if end is not None})
+
+
+@torch.no_grad()
+def sample_completions(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    end_ids: Sequence[int],
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 16,
+) -> list[list[int]]:
+    """One completion to each prompt, as token ids.
+
+    Args:
+        model: The model, on its device.
+        prompts: Token ids of each prompt.
+        end_ids: Tokens that end a completion.
+        max_new_tokens: Longest completion.
+        temperature: As in `sample_answers`.
+        top_p: As in `sample_answers`.
+        seed: As in `sample_answers`.
+        batch_size: Prompts at once.
+
+    Returns:
+        Ids of each completion; the last one is an end token unless `max_new_tokens` cut it.
+
+    Raises:
+        ValueError: A setting out of range, or an empty prompt.
+    """
+    _check(prompts, max_new_tokens, temperature, top_p, batch_size)
+    _check_ids(model, prompts)
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=temperature > 0,
+        # NOTE: what is left unset here would be taken from the model's own generation settings.
+        temperature=temperature or 1.0,
+        top_p=top_p,
+        top_k=0,
+        repetition_penalty=1.0,
+        eos_token_id=list(end_ids) or None,
+        pad_token_id=0,
+        use_cache=True,
+    )
+    if temperature == 0:
+        # transformers warns of sampling settings that greedy search does not read.
+        settings.temperature = settings.top_p = settings.top_k = None
+    completions: list[list[int]] = []
+    with _undisturbed(model):
+        for start in range(0, len(prompts), batch_size):
+            torch.manual_seed(seed + start)
+            completions += _one_batch(model, prompts[start : start + batch_size], settings)
+    return completions
+
+
+def _check(
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    batch_size: int,
+) -> None:
+    if max_new_tokens < 1 or batch_size < 1:
+        raise ValueError(
+            f"max_new_tokens={max_new_tokens} and batch_size={batch_size} must be 1 or more"
+        )
+    if not 0.0 <= temperature < float("inf") or not 0.0 < top_p <= 1.0:
+        raise ValueError(
+            f"temperature={temperature} must be 0 or more and top_p={top_p} above 0 and at most 1"
+        )
+    empty = [str(index) for index, prompt in enumerate(prompts) if not len(prompt)]
+    if empty:
+        raise ValueError(
+            f"prompt(s) {', '.join(empty[:5])} have no tokens, so there is nothing to continue"
+        )
+
+
+def _check_ids(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    # NOTE: on CUDA an id without a row ends the whole process; here it is still an error.
+    embedding: Any = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
+    for index, prompt in enumerate(prompts):
+        if not 0 <= min(prompt) <= max(prompt) < rows:
+            raise ValueError(
+                f"prompt {index} holds token id {max(prompt)}, but the model's embedding has "
+                f"{rows} rows: the tokenizer does not belong to the model"
+            )
+
+
+def _one_batch(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+) -> list[list[int]]:
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    output = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        generation_config=settings,
+    )
+    return [_until_end(row, settings) for row in output[:, width:].tolist()]
+
+
+def _until_end(row: list[int], settings: GenerationConfig) -> list[int]:
+    ends = set(settings.eos_token_id or ())
+    for place, token in enumerate(row):
+        if token in ends:
+            return row[: place + 1]
+    return row
+
+
+@contextlib.contextmanager
+def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and plain attention inside; everything as it was after."""
+    modes = [(module, module.training) for module in model.modules()]
+    device = model.device
+    kind = device.type if device.type in ("cuda", "mps", "xpu") else "cuda"
+    devices = [device.index or 0] if device.type == kind else []
+    with (
+        torch.random.fork_rng(devices, device_type=kind),
+        # A compiled policy would compile once more for every length of the cache.
+        torch.compiler.set_stance("force_eager"),
+        plain_attention(model),
+    ):
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, training in modes:
+                module.training = training

@@ -1,0 +1,1 @@
+"""Matrix products and memory of a CPU, below everything that uses torch."""

@@ -1,0 +1,1 @@
+"""Attention planned once a batch, for any transformers model."""

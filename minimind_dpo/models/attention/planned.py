@@ -1,0 +1,246 @@
+"""Planned attention: any `transformers` model on packed pairs, with no mask and no patch.
+
+transformers lets a caller register an attention function and hands it every keyword that the
+forward call got. `planned_attention` receives the batch's `AttentionPlan` that way: the T packed
+tokens are cut into sequences, each sees its own keys and those it borrows from the sequence before
+it (the shared prompt), causally, aligned at the end. A mask function of the same name returns
+nothing, or transformers would build a T x T mask each forward.
+
+On CUDA in half precision one variable-length kernel does the whole batch, on a CPU long sequences
+go in blocks of queries (`block_attention`); elsewhere, and where scores are capped or weights are
+dropped, each sequence is one `scaled_dot_product_attention`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from minimind_dpo.batch import AttentionPlan
+from minimind_dpo.models.attention.cpu_blocks import block_attention
+
+PLANNED = "minimind_dpo_planned"
+
+LONG = 192
+"""Mean number of keys a sequence from which blocks of queries are the faster way on a CPU."""
+
+
+def planned_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    plan: AttentionPlan | None = None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **extra: Any,
+) -> tuple[Tensor, None]:
+    """Attention of T packed tokens by a plan, in the form transformers expects.
+
+    Args:
+        module: The attention layer that calls; unused.
+        query: (1, heads, T, head_dim).
+        key: (1, kv_heads, T, head_dim); kv_heads divides heads.
+        value: (1, kv_heads, T, value_dim).
+        attention_mask: Must be None; the plan says it all.
+        plan: Which keys each token sees; arrives through the forward call's keywords.
+        dropout: Probability with which attention weights are dropped.
+        scaling: Factor on the scores, head_dim ** -0.5 where None.
+        sliding_window: Keys further back than this many tokens, itself included, are not seen.
+        softcap: Scores become softcap * tanh(scores / softcap) (Gemma 2).
+        extra: What else the model passes; attention sinks are refused.
+
+    Returns:
+        (1, T, heads, value_dim), and None in place of attention weights.
+
+    Raises:
+        RuntimeError: The model needs something that a plan cannot express.
+    """
+    if plan is None:
+        raise RuntimeError(
+            "planned attention was called without a plan: the model does not hand keywords of its "
+            "forward call to its attention layers. Use data.layout=padded for it."
+        )
+    if attention_mask is not None or extra.get("s_aux") is not None:
+        raise RuntimeError(
+            "this model adds its own mask or sinks to the attention scores, which a plan cannot "
+            "express. Use data.layout=padded for it."
+        )
+    window = sliding_window if sliding_window and sliding_window < max(plan.key_lengths) else None
+    if _varlen_applies(query, softcap, dropout):
+        return _varlen(query, key, value, plan, scaling, window), None
+    if _blocks_apply(query, plan, softcap, dropout):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        return block_attention(q, k, v, plan, scaling, window).unsqueeze(0), None
+    return _per_sequence(query, key, value, plan, scaling, window, softcap, dropout), None
+
+
+def _varlen_applies(query: Tensor, softcap: float | None, dropout: float) -> bool:
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and softcap is None and dropout == 0.0
+
+
+def _blocks_apply(
+    query: Tensor, plan: AttentionPlan, softcap: float | None, dropout: float
+) -> bool:
+    long = sum(plan.key_lengths) >= LONG * len(plan.key_lengths)
+    return long and query.device.type == "cpu" and softcap is None and dropout == 0.0
+
+
+def _varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    keys = key[0].transpose(0, 1)
+    values = value[0].transpose(0, 1)
+    if any(plan.borrowed):
+        keys = keys.index_select(0, plan.key_index)
+        values = values.index_select(0, plan.key_index)
+    out = varlen_attn(
+        query[0].transpose(0, 1),
+        keys,
+        values,
+        plan.query_offsets,
+        plan.key_offsets,
+        max(plan.query_lengths),
+        max(plan.key_lengths),
+        scale=scaling,
+        # (left, right) reach of each query, aligned at the end; right 0 makes it causal.
+        window_size=(-1 if window is None else window - 1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out.unsqueeze(0)
+
+
+def _per_sequence(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    # NOTE: split, never slice: the backward pass of each slice fills a zero tensor of length T.
+    lengths = list(plan.query_lengths)
+    queries = query.split(lengths, dim=2)
+    own = list(zip(key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True))
+    outputs = []
+    seen_keys, seen_values = own[0]
+    for q, (k, v), borrowed in zip(queries, own, plan.borrowed, strict=True):
+        if borrowed:
+            k = torch.cat([seen_keys[:, :, :borrowed], k], dim=2)
+            v = torch.cat([seen_values[:, :, :borrowed], v], dim=2)
+        seen_keys, seen_values = k, v
+        mask = _causal_mask(plan, q.shape[2], k.shape[2], window, q.device)
+        outputs.append(_attend(q, k, v, mask, scaling, softcap, dropout).transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scaling: float | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    grouped = q.shape[1] != k.shape[1]
+    if softcap is None:
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            is_causal=mask is None,
+            dropout_p=dropout,
+            scale=scaling,
+            enable_gqa=grouped,
+        )
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = softcap * torch.tanh(scores / softcap)
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
+    return F.dropout(weights.to(v.dtype), dropout) @ v
+
+
+def _causal_mask(
+    plan: AttentionPlan, queries: int, keys: int, window: int | None, device: torch.device
+) -> Tensor | None:
+    """Boolean (queries, keys), True where seen; None where plain causal attention says it."""
+    if queries == keys and (window is None or window >= keys):
+        return None
+    kind = (queries, keys, window, device)
+    if kind not in plan.masks:
+        # NOTE: the last query sees the last key; torch's own is_causal aligns the first ones.
+        distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
+            keys, device=device
+        )
+        seen = distance >= 0
+        plan.masks[kind] = seen if window is None else seen & (distance < window)
+    return plan.masks[kind]
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> None:
+    """Stand in for transformers' mask builders: the plan already says who sees whom."""
+    return
+
+
+# NOTE: kept out of compiled layers, where a list of changing length would recompile each batch.
+AttentionInterface.register(PLANNED, torch.compiler.disable(planned_attention))
+AttentionMaskInterface.register(PLANNED, _no_mask)
+
+
+def plain_implementation(model: PreTrainedModel) -> str:
+    """Name of transformers' own attention for this model; Gemma 2 has no fused one."""
+    return "sdpa" if model._supports_sdpa else "eager"
+
+
+def use_planned_attention(model: PreTrainedModel, planned: bool) -> None:
+    """Switch a model between planned attention and transformers' own.
+
+    Raises:
+        ValueError: The model does not use transformers' attention interface.
+    """
+    wanted = PLANNED if planned else plain_implementation(model)
+    if model.config._attn_implementation == wanted:
+        return
+    if planned and not model._can_set_attn_implementation():
+        raise ValueError(
+            f"{type(model).__name__} does not use transformers' attention interface, so its "
+            "attention cannot be planned. Use data.layout=padded for it."
+        )
+    model.set_attn_implementation(wanted)
+
+
+@contextlib.contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model run transformers' own attention for a while, for instance to generate."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(plain_implementation(model))
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)

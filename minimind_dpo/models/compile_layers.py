@@ -1,0 +1,33 @@
+"""`torch.compile` where it pays and cannot run away: decoder layers, sizes left open.
+
+The number of tokens changes with every batch, and attention by a plan is a list of changing
+length. So each decoder layer is compiled by itself with dynamic sizes, and attention stays outside:
+all layers share a handful of graphs that are made at the first batch, whatever comes later.
+"""
+
+from __future__ import annotations
+
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from minimind_dpo.models.minimind.recognise import CheckpointError
+
+
+def compile_layers(model: PreTrainedModel) -> int:
+    """Compile a model's decoder layers in place; the first batch waits for the compiler.
+
+    Returns:
+        How many layers.
+
+    Raises:
+        CheckpointError: The model has no layers that transformers marks as such.
+    """
+    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    if not layers:
+        raise CheckpointError(
+            f"model.compile=true: {type(model).__name__} has no decoder layers that could be "
+            "compiled one by one. Leave it false for this model"
+        )
+    for layer in layers:
+        layer.compile(dynamic=True)
+    return len(layers)

@@ -1,0 +1,1 @@
+"""MiniMind's own files: which generation, which fields, which tensors."""

@@ -1,0 +1,144 @@
+"""Which MiniMind generation a native file belongs to, and what each generation is like.
+
+A native file is a bare state dict. Its keys tell the generation:
+
+    `minimind_dense` in a key            v_learn
+    `tok_embeddings`                     v1 (wk rows : wq rows = 1:2) or v2a (1:4)
+    `model.embed_tokens`, no `q_norm`    v2
+    `model.embed_tokens` and `q_norm`    v3
+    `.experts.` in a key                 mixture of experts (`_moe`)
+
+Every generation but v_learn is one of transformers' own classes under other names; `mapping` does
+the renaming, `fields` finds the sizes. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from minimind_dpo.models.minimind.generations import GENERATIONS, Generation
+
+
+class CheckpointError(ValueError):
+    """A model or tokenizer that cannot be used: what is wrong, where, why, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What a checkpoint was recognised as, and what writing it back in its own form needs.
+
+    Attributes:
+        name: `v_learn`, `v1`, `v2a`, `v2`, `v3`, with `_moe` for a mixture of experts; `hf` for
+            what came as a transformers folder or hub name.
+        class_name: transformers class of the model.
+        num_parameters: Parameters, tied ones counted once.
+        file_dtype: Number format of the weights as stored; None where the source does not say.
+        fields: Architecture of a native file by our names (those of transformers).
+        keys: Keys of the native file, in its order; empty for `hf`.
+        prefix: What wrapped every key (`module.` of data-parallel runs), kept for the way back.
+        mask_fill: Value above the diagonal of v_learn's stored masks.
+    """
+
+    name: str
+    class_name: str
+    num_parameters: int
+    file_dtype: torch.dtype | None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
+    prefix: str = ""
+    mask_fill: float = float("-inf")
+
+    @property
+    def moe(self) -> bool:
+        """Whether a native file holds a mixture of experts."""
+        return self.name.endswith("_moe")
+
+    @property
+    def generation(self) -> Generation | None:
+        """The generation of a native file; None for `hf`."""
+        return GENERATIONS.get(self.name.removesuffix("_moe"))
+
+    def describe(self) -> str:
+        """One line for the log: generation, class, parameters in millions, file dtype."""
+        generation = self.generation
+        title = "Hugging Face model" if generation is None else generation.title
+        if self.moe:
+            title += " mixture of experts"
+        stored = "of unknown dtype" if self.file_dtype is None else dtype_name(self.file_dtype)
+        return (
+            f"{title} ({self.name}): {self.class_name}, "
+            f"{self.num_parameters / 1e6:.3f}M parameters, file {stored}"
+        )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float16` for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
+def common_prefix(keys: Iterable[str]) -> str:
+    """`module.` or `_orig_mod.` (or both) where every key carries it."""
+    keys = list(keys)
+    found = ""
+    for _ in range(2):
+        for wrapper in ("module.", "_orig_mod."):
+            if keys and all(key.startswith(found + wrapper) for key in keys):
+                found += wrapper
+    return found
+
+
+def recognise(
+    shapes: Mapping[str, torch.Size], where: str, wanted: str | None = None
+) -> tuple[Generation, bool]:
+    """Generation of a state dict and whether it is a mixture of experts.
+
+    Args:
+        shapes: Shape of each tensor, by key without wrapper prefix.
+        where: The file, for messages.
+        wanted: Generation that the user named, where v1 and v2a cannot be told apart.
+
+    Raises:
+        CheckpointError: The keys belong to no generation, or not to the wanted one.
+    """
+    moe = any(".experts." in key for key in shapes)
+    if any("minimind_dense" in key for key in shapes):
+        candidates = ["v_learn"]
+    elif "tok_embeddings.weight" in shapes:
+        candidates = ["v1", "v2a"]
+    elif "model.embed_tokens.weight" in shapes:
+        candidates = ["v3" if any(".q_norm." in key for key in shapes) else "v2"]
+    else:
+        seen = ", ".join(list(shapes)[:4])
+        raise CheckpointError(
+            f"{where}: no MiniMind generation has these keys: {seen}, ... ({len(shapes)} in all). "
+            "Known ones hold minimind_dense (v_learn), tok_embeddings.weight (v1, v2a) or "
+            "model.embed_tokens.weight (v2, v3). Give model.path a full model's native file, or a "
+            "Hugging Face folder"
+        )
+    if wanted is not None:
+        if wanted not in candidates:
+            raise CheckpointError(
+                f"{where}: model.config.generation={wanted}, but the keys of this file are those "
+                f"of {' or '.join(candidates)}. Leave the override out"
+            )
+        return GENERATIONS[wanted], moe
+    if len(candidates) == 1:
+        return GENERATIONS[candidates[0]], moe
+    return GENERATIONS[_v1_or_v2a(shapes, where)], moe
+
+
+def _v1_or_v2a(shapes: Mapping[str, torch.Size], where: str) -> str:
+    layer = "layers.0.attention."
+    query, key = (shapes.get(f"{layer}{name}.weight", (0,))[0] for name in ("wq", "wk"))
+    ratio = query / key if key else 0
+    if ratio not in (2, 4):
+        raise CheckpointError(
+            f"{where}: tok_embeddings says v1 or v2a, which have 1 key row to 2 or 4 query rows, "
+            f"but {layer}wk has {key} and wq has {query}. Say which it is with "
+            "model.config.generation=v1 or v2a"
+        )
+    return "v1" if ratio == 2 else "v2a"

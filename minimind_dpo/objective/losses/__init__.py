@@ -1,0 +1,1 @@
+"""Every preference loss, one function each, and what they share."""

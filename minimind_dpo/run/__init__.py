@@ -1,0 +1,1 @@
+"""One run: its folder, its parts, its end; and sweeps of runs."""

@@ -1,0 +1,315 @@
+"""From configuration to objects: tokenizer, data, models, module, trainer. Typed, one way down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from transformers import PreTrainedTokenizerBase
+
+from minimind_dpo.config.check import loss_options
+from minimind_dpo.config.schema import Config
+from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.compile_layers import compile_layers
+from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.lora import add_adapters
+from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
+from minimind_dpo.models.tokenizers import need_tokenizer
+from minimind_dpo.run.folder import Run, flat
+from minimind_dpo.training.callbacks.notebook_report import MicroBatchReport
+from minimind_dpo.training.callbacks.progress import make_progress
+from minimind_dpo.training.callbacks.samples import SampledAnswers
+from minimind_dpo.training.callbacks.throughput import Throughput
+from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
+from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
+from minimind_dpo.training.distributed import Agreement, make_strategy
+from minimind_dpo.training.layout_check import check_layout
+from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.nan_guard import StepGuard
+from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.reference import (
+    AdapterOffReference,
+    NoReference,
+    OnlineReference,
+    PrecomputedReference,
+    ReferenceScorer,
+)
+from minimind_dpo.training.resume.callback import make_checkpoints
+from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO, read_header
+from minimind_dpo.training.resume.csv_log import KeptCSVLogger, keep_until
+from minimind_dpo.training.resume.random_state import RandomState
+from minimind_dpo.training.signals import StopRequest
+
+_OWN_TO_RANK = ("trainer.devices", "run_dir", "resume", "log_level")
+"""Keys that ranks on different machines may give differently; the run itself is shared."""
+
+
+def build_tokenizer(config: Config) -> PreTrainedTokenizerBase:
+    """The policy's tokenizer, without loading the policy.
+
+    Raises:
+        CheckpointError: None was named and none lies beside the model.
+    """
+    model = config.model
+    return need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
+
+
+def build_datamodule(
+    config: Config, tokenizer: PreTrainedTokenizerBase, *, progress: bool = True
+) -> PreferenceDataModule:
+    """The preference data, not yet read."""
+    data = config.data
+    pair_tokenizer = PairTokenizer(
+        tokenizer,
+        max_length=data.max_length,
+        max_prompt_length=data.max_prompt_length,
+        max_completion_length=data.max_completion_length,
+        chat_template=data.chat_template,
+        empty_think=data.empty_think,
+    )
+    return PreferenceDataModule(
+        pair_tokenizer,
+        data.train,
+        data.val,
+        val_fraction=data.val_fraction,
+        cache_dir=data.cache_dir,
+        on_error=data.on_error,
+        tokenize_workers=data.tokenize_workers,
+        progress=progress,
+        loader=LoaderOptions(
+            batch_size=data.batch_size,
+            layout=data.layout,
+            pad_to_max_length=data.pad_to_max_length,
+            max_tokens_per_batch=data.max_tokens_per_batch,
+            shuffle=data.shuffle,
+            drop_last=data.drop_last,
+            num_workers=data.num_workers,
+            pin_memory=data.pin_memory,
+            seed=config.seed,
+        ),
+    )
+
+
+def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
+    """The policy, ready to be scored in the configured layout."""
+    loaded = load_model(
+        config.model.path,
+        tokenizer,
+        config.model.config,
+        getattr(torch, config.model.dtype),
+        dropout=config.model.dropout,
+        trust_remote_code=config.model.trust_remote_code,
+    )
+    model = loaded.model
+    use_planned_attention(model, config.data.layout != "padded")
+    check_layout(model, config.data.layout)
+    lora = config.model.lora
+    if lora.r:
+        add_adapters(
+            model,
+            r=lora.r,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+        )
+    use_chosen_library(model)
+    if config.model.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+    if config.model.compile:
+        compile_layers(model)
+    return loaded
+
+
+def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer:
+    """The frozen reference; without a path of its own it is the policy as it starts."""
+    reference = config.reference
+    if reference.mode == "none":
+        return NoReference()
+    if reference.mode == "precomputed" and reference.path is None and reference.dtype is None:
+        return PrecomputedReference(batch_tokens=reference.batch_tokens, progress=progress)
+    if reference.mode == "online" and reference.path is None and config.model.lora.r:
+        return AdapterOffReference()
+    loaded = load_model(
+        reference.path or config.model.path,
+        False,
+        config.model.config if reference.path is None else None,
+        getattr(torch, reference.dtype or config.model.dtype),
+        trust_remote_code=config.model.trust_remote_code,
+        key="model.path" if reference.path is None else "reference.path",
+    )
+    use_chosen_library(loaded.model)
+    if reference.mode == "online":
+        return OnlineReference(loaded.model)
+    return PrecomputedReference(
+        loaded.model, batch_tokens=reference.batch_tokens, progress=progress
+    )
+
+
+def build_module(
+    config: Config, policy: LoadedModel, reference: ReferenceScorer, data: PreferenceDataModule
+) -> DPOModule:
+    """Policy, reference and objective as one module."""
+    aux_coef = config.loss.aux_coef
+    if aux_coef is None:
+        aux_coef = default_aux_coef(policy.dialect, policy.model.config)
+    optim, schedule = config.optim, config.schedule
+    return DPOModule(
+        policy.model,
+        reference,
+        loss_options(config),
+        optimizer=OptimizerOptions(
+            lr=optim.lr,
+            betas=(optim.betas[0], optim.betas[1]),
+            eps=optim.eps,
+            weight_decay=optim.weight_decay,
+            decay_all=optim.decay_all,
+            fused=None if optim.fused == "auto" else bool(optim.fused),
+        ),
+        schedule=ScheduleOptions(
+            schedule.name, schedule.warmup_steps, schedule.warmup_ratio, schedule.min_lr_ratio
+        ),
+        aux_loss=balance_loss(policy.dialect, policy.model.config),
+        aux_coef=aux_coef,
+        guard=StepGuard(config.guard.max_bad_steps, data.source),
+    )
+
+
+def build_loggers(config: Config, run: Run, first: bool = True) -> list[Logger]:
+    """The configured logger; every run also keeps its curves as CSV.
+
+    In a folder that holds curves already, what the run logs anew is dropped from them.
+
+    Args:
+        config: The configuration.
+        run: The run's folder, and the state that it goes on from.
+        first: Whether this is the rank that logs.
+
+    Raises:
+        ModuleNotFoundError: The logger's own package is not installed; says which extra has it.
+    """
+    options: dict[str, Any] = dict(config.logger.options)
+    run_dir = run.folder
+    if config.logger.name == "none":
+        return []
+    past: dict[str, Any] = {"step": -1, "validation_due": False}
+    if run.checkpoint is not None:
+        past = read_header(run.checkpoint)
+    if first:
+        keep_until(run_dir / "csv" / "metrics.csv", past["step"], past["validation_due"])
+    csv = KeptCSVLogger(run_dir, **_csv_options(config))
+    if config.logger.name == "csv":
+        return [csv]
+    if config.logger.name == "tensorboard":
+        tensorboard = TensorBoardLogger(
+            str(run_dir),
+            name="",
+            version="tensorboard",
+            default_hp_metric=False,
+            # Hides what an earlier launch logged after the state that this one goes on from.
+            purge_step=past["step"] + 1,
+            **options,
+        )
+        return [tensorboard, csv]
+    try:
+        if config.logger.name == "wandb":
+            from lightning.pytorch.loggers import WandbLogger
+
+            return [WandbLogger(save_dir=str(run_dir), name=run_dir.name, **options), csv]
+        from swanlab.integration.pytorch_lightning import SwanLabLogger
+
+        return [SwanLabLogger(experiment_name=run_dir.name, logdir=str(run_dir), **options), csv]
+    except ModuleNotFoundError as error:
+        name = config.logger.name
+        raise ModuleNotFoundError(
+            f"logger={name} needs a package that is not installed: "
+            f"pip install 'minimind-dpo[{name}]'"
+        ) from error
+
+
+def _csv_options(config: Config) -> dict[str, Any]:
+    return dict(config.logger.options) if config.logger.name == "csv" else {}
+
+
+def build_callbacks(
+    config: Config,
+    policy: LoadedModel,
+    run_dir: Path,
+    *,
+    belongs: dict[str, Any] | None = None,
+    stop: StopRequest | None = None,
+) -> list[Callback]:
+    """What watches the run.
+
+    Args:
+        config: The configuration.
+        policy: Loaded.
+        run_dir: The run's folder.
+        belongs: What checkpoints belong to.
+        stop: What signal handlers set.
+    """
+    watching = config.callbacks
+    progress = watching.progress if config.trainer.enable_progress_bar else "none"
+    settings = {key: value for key, value in flat(config).items() if key not in _OWN_TO_RANK}
+    callbacks: list[Callback] = [
+        Agreement(settings),
+        RandomState(config.seed),
+        make_progress(progress),
+        Throughput(),
+        ValidationSchedule(
+            1.0 if config.trainer.val_check_interval is None else config.trainer.val_check_interval,
+            config.trainer.check_val_every_n_epoch,
+        ),
+    ]
+    if watching.weights_changed:
+        callbacks.append(WeightsChanged())
+    if watching.samples.enabled and policy.tokenizer is not None:
+        callbacks.append(
+            SampledAnswers(
+                policy.tokenizer,
+                watching.samples.prompts,
+                folder=run_dir,
+                max_new_tokens=watching.samples.max_new_tokens,
+                temperature=watching.samples.temperature,
+                every=watching.samples.every,
+                seed=config.seed,
+                stop=stop,
+            )
+        )
+    counted = watching.micro_batches
+    if counted.log_every or counted.export_every:
+        callbacks.append(
+            MicroBatchReport(policy.dialect, run_dir, counted.log_every, counted.export_every)
+        )
+    checkpoints = make_checkpoints(
+        watching.checkpoint,
+        run_dir / "checkpoints",
+        belongs=belongs,
+        stop=stop,
+        accept_changes=config.resume_with_changes,
+    )
+    return [*callbacks, *checkpoints]
+
+
+def build_trainer(
+    config: Config, callbacks: list[Callback], loggers: list[Logger], run_dir: Path
+) -> L.Trainer:
+    """Lightning's Trainer with the configured keywords."""
+    keywords = dict(vars(config.trainer))
+    keywords["enable_progress_bar"] = True  # ours; a silent one where none is wanted
+    keywords["strategy"] = make_strategy(
+        keywords["strategy"],
+        keywords["devices"],
+        keywords["num_nodes"],
+        config.guard.rank_timeout,
+    )
+    # ValidationSchedule has what was configured; it decides between optimizer steps.
+    keywords |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+    keywords["plugins"] = [AtomicCheckpointIO()]
+    return L.Trainer(**keywords, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))

@@ -1,0 +1,114 @@
+"""Run something to its end, whatever happens, and turn that into an exit code.
+
+0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal; the last line then says what is
+saved. People get a sentence where the cause is known, a traceback where it is not; no process is
+left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from minimind_dpo.config.compose import ConfigError
+from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError, global_rank
+from minimind_dpo.training.nan_guard import NotFiniteError
+from minimind_dpo.training.resume.checkpoint_io import CheckpointSaveError, DamagedCheckpointError
+from minimind_dpo.training.resume.position import ResumeMismatchError
+from minimind_dpo.training.signals import Stopped, StopRequest
+
+log = logging.getLogger(__name__)
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+_WRONG_INPUT = (
+    CheckpointError,
+    ConfigError,
+    DamagedCheckpointError,
+    DataError,
+    RanksDisagreeError,
+    ResumeMismatchError,
+)
+_TOLD = (CheckpointSaveError, NotFiniteError)
+
+
+def supervised(
+    run: Callable[[StopRequest, RankGuard], Any],
+    rank_timeout: float,
+    stop_grace: float,
+    explain: Callable[[Exception], str | None] = lambda error: None,
+) -> int:
+    """Run, on any number of ranks, and say how it ended.
+
+    Args:
+        run: Gets what signals leave for it, and the watch over the other ranks.
+        rank_timeout: `guard.rank_timeout`.
+        stop_grace: `guard.stop_grace`.
+        explain: A sentence for a failure that has a known cause; None for a traceback.
+
+    Returns:
+        The exit code.
+    """
+    stop, ranks = StopRequest(stop_grace), RankGuard(rank_timeout)
+    ranks.watch_parent()
+    stop.speaks = global_rank() == 0
+    stop.at_once = ranks.kill
+    stop.last_words = lambda stopped: _tell(stopped, stop, ranks)
+    stop.install()
+    stop.listen()
+    code = FAILED
+    try:
+        run(stop, ranks)
+        code = DONE
+    except Stopped as stopped:
+        code = stopped.exit_code
+        stop.last_words(stopped)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+    except _WRONG_INPUT as error:
+        code = WRONG_INPUT
+        ranks.report(error, f"Error: {error}")
+    except Exception as error:
+        told = str(error) if isinstance(error, _TOLD) else explain(error)
+        ranks.report(error, None if told is None else f"Error: {told}")
+    finally:
+        stop.patient = True  # a signal while we are ending must not interrupt that
+        ranks.finish(failed=code != DONE)
+        stop.restore()
+    return code
+
+
+def _tell(stopped: Stopped, stop: StopRequest, ranks: RankGuard) -> None:
+    """How a stopped run ended, what is saved of it, and how it goes on."""
+    if global_rank() == 0:
+        how = f". Continue it: resume=auto run_dir={ranks.folder}" if stop.saved else ""
+        print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
+        requeue(stopped.signum)
+
+
+def requeue(signum: int) -> None:
+    """Under SLURM, queue this job again where SIGUSR1 said that its time is nearly over.
+
+    A job that was cancelled (SIGTERM) stays so, and one that is preempted is requeued by SLURM.
+    """
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or signum != getattr(signal, "SIGUSR1", None):
+        return
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    name = f"{array}_{task}" if array and task else job
+    try:
+        done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
+    except OSError as error:
+        log.warning(f"SLURM job {name} could not be queued again: {error}")
+        return
+    if done.returncode:
+        log.warning(f"SLURM job {name} could not be queued again: {done.stderr.strip()}")
+    else:
+        log.info(f"SLURM job {name} is queued again and will go on from here")

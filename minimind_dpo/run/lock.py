@@ -1,0 +1,123 @@
+"""One process at a time in a folder: a lock that its holder's death gives back, whatever ended it.
+
+The operating system holds the lock on `<folder>/.lock`; who holds it is written inside, for people.
+"""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import logging
+import os
+import socket
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final
+
+from minimind_dpo.config.compose import ConfigError, Problem
+
+log = logging.getLogger(__name__)
+
+LOCK_FILE: Final = ".lock"
+_held: Final[set[Path]] = set()
+"""Folders of this process: to the operating system, all of its locks are one."""
+_TAKEN: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+
+
+class FolderLock:
+    """Held from `take` until the block of `with`, or the process, ends."""
+
+    def __init__(self) -> None:
+        self._file: IO[str] | None = None
+        self._folder = Path()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, as launchers of sweeps make one for their jobs, holds nothing."""
+        return FolderLock().__dict__
+
+    def __enter__(self) -> FolderLock:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    @property
+    def held(self) -> bool:
+        """Whether this process has taken it."""
+        return self._file is not None
+
+    def take(self, folder: Path, key: str) -> None:
+        """Take the lock of a folder that exists; nothing where this one is held already.
+
+        Args:
+            folder: What to write into.
+            key: Configuration key that names the folder, for the message.
+
+        Raises:
+            ConfigError: Another run holds it, in this process or another; says which.
+        """
+        if self.held:
+            return
+        # NOTE: looked at before the file is opened: closing it would free the lock of the other.
+        if folder.resolve() in _held:
+            raise _in_use(folder, key, "this very process")
+        file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+        try:
+            _lock(file)
+        except OSError as error:
+            if error.errno in _TAKEN:
+                holder = _holder(file)
+                file.close()
+                raise _in_use(folder, key, holder) from None
+            log.warning(
+                f"{folder} cannot be locked ({error}): nothing keeps a second run out of it"
+            )
+        self._file, self._folder = file, folder.resolve()
+        _held.add(self._folder)
+        file.truncate(0)
+        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
+        file.flush()
+
+    def release(self) -> None:
+        """Give it back."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+            _held.discard(self._folder)
+
+
+def _in_use(folder: Path, key: str, holder: str) -> ConfigError:
+    why = f"is in use by {holder}; two runs in one folder would destroy each other"
+    fix = "Wait for it, end it, or name another folder."
+    return ConfigError([Problem(key, why, fix, str(folder))])
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock without waiting; OSError where it is taken, or where the file system has no locks."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        file.seek(1 << 30)  # a byte behind the text, which others have to be able to read
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    else:
+        import fcntl
+
+        # NOTE: not flock, which processes that load data would inherit and hold on to.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _holder(file: IO[str]) -> str:
+    try:
+        file.seek(0)
+        said = json.load(file)
+        return f"process {said['pid']} on {said['host']} since {said['since']}"
+    except (ValueError, KeyError, TypeError):
+        return "another process"

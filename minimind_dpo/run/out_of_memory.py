@@ -1,0 +1,54 @@
+"""What to do when a run does not fit: the knobs that help, most helpful first."""
+
+from __future__ import annotations
+
+import torch
+
+from minimind_dpo.config.schema import Config
+
+_CPU_WORDS = ("can't allocate memory", "not enough memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is a failed allocation on a GPU or in main memory."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(seen, RuntimeError) and any(words in str(seen) for words in _CPU_WORDS):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def memory_advice(config: Config) -> str:
+    """Overrides that save memory and are not in use, most helpful first."""
+    data, trainer = config.data, config.trainer
+    knobs: list[tuple[bool, str, str]] = [
+        (data.layout == "padded", "data.layout=prefix_shared", "runs no padding, and prompts once"),
+        (
+            data.batch_size > 1,
+            f"data.batch_size={max(1, data.batch_size // 2)} "
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches * 2}",
+            "the same optimizer steps from smaller batches",
+        ),
+        (
+            trainer.precision in ("32-true", "64-true"),
+            "trainer.precision=bf16-mixed",
+            "activations in half the memory",
+        ),
+        (
+            not config.model.gradient_checkpointing,
+            "model.gradient_checkpointing=true",
+            "recomputes activations, for a third more time",
+        ),
+        (
+            config.reference.mode == "online",
+            "reference.mode=precomputed",
+            "frees the reference before training",
+        ),
+        (True, f"data.max_length={max(2, data.max_length // 2)}", "cuts the longest pairs"),
+        (config.model.lora.r == 0, "model.lora.r=16", "no optimizer state for the frozen weights"),
+    ]
+    rows = [f"  {override:<60} {why}" for useful, override, why in knobs if useful]
+    return "Out of memory. What helps, most helpful first:\n" + "\n".join(rows)

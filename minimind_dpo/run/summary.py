@@ -1,0 +1,212 @@
+"""What a finished run leaves: exported weights and the numbers of its summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+
+from minimind_dpo.config.schema import Config
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.models.export import native_name, save_hf, save_native
+from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
+from minimind_dpo.run.folder import Run, versions
+from minimind_dpo.training.callbacks.throughput import Throughput
+from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
+from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.resume.best import BestCheckpoint
+from minimind_dpo.training.resume.checkpoint_io import read_checkpoint, read_header
+
+log = logging.getLogger(__name__)
+
+SUMMARY: Final = "summary.json"
+EARLIER_SUMMARY: Final = "summary.earlier.json"
+"""Of the time before a run was taken further."""
+
+
+class Clock:
+    """Wall and CPU seconds of this process since it was made."""
+
+    def __init__(self) -> None:
+        self._wall = time.perf_counter()
+        self._cpu = time.process_time()
+
+    @property
+    def wall(self) -> float:
+        """Seconds."""
+        return time.perf_counter() - self._wall
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds over all threads."""
+        return time.process_time() - self._cpu
+
+
+def finished(config: Config, run: Run) -> dict[str, Any] | None:
+    """The summary of a run that has nothing left to do; None where there is something.
+
+    A state at the end of training is not enough: the run may have ended before its weights were
+    exported. The summary is written last, so one of this very step says that they were.
+    """
+    path = run.folder / SUMMARY
+    if run.checkpoint is None or not path.is_file() or not _bounds(config, run):
+        return None
+    summary = dict(json.loads(path.read_text(encoding="utf-8")))
+    of_this_state = summary["steps"] == read_header(run.checkpoint)["step"]
+    exported = summary.get("exported")
+    whole = exported is not None and all((run.folder / name).is_file() for name in exported)
+    return summary if of_this_state and whole else None
+
+
+def set_summary_aside(folder: Path) -> None:
+    """A run that goes on has no summary until it ends: the earlier one would pass for its own."""
+    path = folder / SUMMARY
+    if path.is_file():
+        os.replace(path, path.with_name(EARLIER_SUMMARY))
+
+
+def tell_finished(config: Config, run: Run, summary: dict[str, Any]) -> None:
+    """Say that there is nothing to do, what the run has reached, and how to go on."""
+    names = ("loss", "rewards/accuracies", "rewards/margins")
+    reached = [
+        f"{side}/{name} {summary[side][name]:.4g}"
+        for side in ("train", "val")
+        for name in names
+        if name in summary[side]
+    ]
+    log.info(
+        f"The run in {run.folder} has finished: {summary['steps']} steps, {', '.join(reached)}. "
+        f"Nothing was written. To train it further, raise {' and '.join(_bounds(config, run))}; "
+        "for another run, name another run_dir"
+    )
+
+
+def _bounds(config: Config, run: Run) -> list[str]:
+    """Which bounds of training a run's newest state has reached."""
+    assert run.checkpoint is not None
+    trainer, state = config.trainer, read_header(run.checkpoint)
+    bounds = {
+        f"trainer.max_steps={trainer.max_steps}": (trainer.max_steps, state["step"]),
+        f"trainer.max_epochs={trainer.max_epochs}": (trainer.max_epochs, state["epochs"]),
+    }
+    return [name for name, (most, done) in bounds.items() if most is not None and 0 < most <= done]
+
+
+def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[str]:
+    """Write `export/`, and `adapters/` where there are any; the model is a plain one after it.
+
+    Returns:
+        A file of each form that was asked for, by which to see that it is there.
+    """
+    folder = run_dir / "export"
+    written: list[Path] = []
+    if has_adapters(policy.model):
+        save_adapters(policy.model, run_dir / "adapters")
+        merge_adapters(policy.model)
+    if config.export.hf:
+        save_hf(policy.model, policy.tokenizer, folder)
+        written.append(folder / "config.json")
+    if config.export.native and policy.dialect.generation is not None:
+        native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
+        written.append(native)
+    return [path.relative_to(run_dir).as_posix() for path in written]
+
+
+def take_best_weights(trainer: L.Trainer, module: DPOModule) -> bool:
+    """Put the weights with the best monitored value into the policy; whether others were there.
+
+    The last validation comes after training and saves no state: its weights are the policy's own.
+    """
+    kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, BestCheckpoint)]
+    if not kept or not kept[0].best_model_path:
+        log.warning("export.which=best, but no best state was kept: exporting the last weights")
+        return False
+    best, score = kept[0], float(kept[0].best_model_score or float("nan"))
+    last = module.last_val_metrics.get(str(best.monitor).removeprefix("val/"), float("nan"))
+    if last < score if best.mode == "min" else last > score:
+        log.info(f"The last weights are the best: {best.monitor} {last:.4f}")
+        return False
+    state = read_checkpoint(Path(best.best_model_path))
+    module.load_state_dict(state["state_dict"])
+    module.weights_of_step = state["global_step"]
+    log.info(f"Exporting the best weights, {Path(best.best_model_path).name}: {score:.4f}")
+    return True
+
+
+def summarise(
+    config: Config,
+    trainer: L.Trainer,
+    module: DPOModule,
+    data: PreferenceDataModule,
+    policy: LoadedModel,
+    before: dict[str, float],
+    last: dict[str, float],
+    clock: Clock,
+) -> dict[str, Any]:
+    """The content of `summary.json`, but for the embedded task's table.
+
+    Args:
+        config: The configuration.
+        trainer: After training.
+        module: With the weights that are exported.
+        data: The data.
+        policy: What was recognised.
+        before: Validation before training.
+        last: Validation of the last weights.
+        clock: Started with the run.
+    """
+    callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
+    throughput = callbacks[Throughput]
+    assert data.train_store is not None
+    changed = callbacks.get(WeightsChanged)
+    return {
+        "name": config.name,
+        "train": module.last_train_metrics,
+        "val": module.last_val_metrics,
+        "val_before": before,
+        "val_last": last,
+        "weights": _steps_of(trainer, module, before, last),
+        "pairs_seen": throughput.pairs,
+        "steps": trainer.global_step,
+        "epochs": trainer.current_epoch,
+        "wall_seconds": clock.wall,
+        "cpu_seconds": clock.cpu,
+        "training_seconds": throughput.seconds,
+        "pairs_per_second": throughput.pairs / max(throughput.seconds, 1e-9),
+        "weights_changed": getattr(changed, "share", None),
+        "bad_steps": module.guard.total,
+        "recognised": {
+            "dialect": policy.dialect.name,
+            "class": policy.dialect.class_name,
+            "parameters": policy.dialect.num_parameters,
+        },
+        "data": {
+            "train": data.train_store.report,
+            "train_pairs": len(data.train_rows),
+            "val_pairs": len(data.val_rows),
+        },
+        "versions": versions(),
+        "seed": config.seed,
+    }
+
+
+def _steps_of(
+    trainer: L.Trainer, module: DPOModule, before: dict[str, float], last: dict[str, float]
+) -> dict[str, int]:
+    """Optimizer steps after which the weights were that each group of numbers is of."""
+    found = {"export": module.current_step}
+    if module.last_train_metrics:
+        found["train"] = module.last_train_step
+    if module.last_val_metrics:
+        found["val"] = module.last_val_step
+    if before:
+        found["val_before"] = 0
+    if last:
+        found["val_last"] = trainer.global_step
+    return found

@@ -1,0 +1,1 @@
+"""Resume states: what is written, where a run stands, and how it goes on exactly."""

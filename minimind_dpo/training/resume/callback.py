@@ -1,0 +1,311 @@
+"""Which training states are kept: the newest ones, to resume from, and the best by a metric.
+
+Resume states are saved at one point only, the end of a micro-batch that ends an optimizer step,
+where no gradient is half accumulated. If a validation is due there it comes after the save and is
+run again by a run that resumes from it, so that neither a step nor a point of a curve is lost.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from minimind_dpo.training.looks import Looks
+from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.resume.best import BestCheckpoint
+from minimind_dpo.training.resume.checkpoint_io import (
+    HEADER,
+    set_aside_newer,
+    step_file,
+    step_files,
+    sweep_temporary,
+)
+from minimind_dpo.training.resume.position import (
+    Boundary,
+    ResumeMismatchError,
+    epochs_done,
+    fit_to_shape,
+    mark_complete,
+    step_shape,
+    use_new_learning_rate,
+)
+from minimind_dpo.training.signals import StopRequest
+
+
+class CheckpointOptions(Protocol):
+    """What `make_checkpoints` reads of the configuration."""
+
+    every_n_steps: int
+    save_top_k: int
+    monitor: str
+    mode: str
+    save_last: bool
+
+
+def make_checkpoints(
+    options: CheckpointOptions,
+    folder: Path,
+    *,
+    belongs: dict[str, Any] | None = None,
+    stop: StopRequest | None = None,
+    accept_changes: bool = False,
+) -> list[Callback]:
+    """The checkpoint callbacks of one run folder.
+
+    Args:
+        options: When to save and what to keep.
+        folder: `<run>/checkpoints`.
+        belongs: What the states belong to; kept in each of them.
+        stop: Set by signal handlers.
+        accept_changes: `resume_with_changes`.
+    """
+    callbacks: list[Callback] = []
+    if options.save_top_k:
+        callbacks.append(
+            BestCheckpoint(
+                dirpath=folder,
+                filename="best-{step}",
+                monitor=options.monitor,
+                mode=options.mode,
+                save_top_k=options.save_top_k,
+                save_on_train_epoch_end=False,
+                enable_version_counter=False,
+            )
+        )
+    every = options.every_n_steps if options.save_last else None
+    newest = ResumeCheckpoint(
+        folder, every, belongs=belongs, stop=stop, accept_changes=accept_changes
+    )
+    return [*callbacks, newest]
+
+
+class ResumeCheckpoint(Checkpoint):
+    """Saves the newest states, stops at a signal, and makes a resumed run go on exactly.
+
+    Args:
+        folder: Where to save.
+        every_n_steps: Optimizer steps between saves beside those before each validation and at
+            the end; 0 for these alone; None to save at a signal only.
+        keep: States kept: the newest and those before it, for when it is damaged.
+        belongs: What the states belong to; kept in each of them.
+        stop: Set by signal handlers.
+        accept_changes: Resume where a step is spread so that no position is exact, too.
+
+    Attributes:
+        start_metrics: Validation before training, kept for the summary of a resumed run.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int | None = 0,
+        *,
+        keep: int = 2,
+        belongs: dict[str, Any] | None = None,
+        stop: StopRequest | None = None,
+        accept_changes: bool = False,
+    ) -> None:
+        self.folder = folder
+        self.every_n_steps = every_n_steps
+        self.keep = keep
+        self.belongs = belongs or {}
+        self.stop = stop or StopRequest()
+        self.accept_changes = accept_changes
+        self.start_metrics: dict[str, float] = {}
+        self._saved_step = -1
+        self._validation_due = False
+        self._saving = False
+        self._boundary: Boundary | None = None
+        self._looks = Looks()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Listen to signals instead of Lightning, in a validation of its own as well."""
+        self.stop.install()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Clean up behind a run that died, and listen to signals instead of Lightning."""
+        step = trainer.global_step
+        self._saved_step = self.stop.step = step
+        if trainer.is_global_zero and self.folder.is_dir():
+            sweep_temporary(self.folder)
+            set_aside_newer(self.folder, step)
+        use_new_learning_rate(trainer, pl_module)
+        self.stop.give_up = lambda: self._give_up(trainer)
+        self.stop.patient = True
+        # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
+        self.stop.install()
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Until the optimizer moves the weights, the step in progress can be given up."""
+        if trainer.world_size == 1:
+            self.stop.allow(self.stop.grace)
+
+    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The optimizer may be next."""
+        self.stop.forbid()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save where it is due; save and end where the run was asked to stop.
+
+        Raises:
+            Stopped: On all ranks, once the state is saved.
+        """
+        epoch_loop = trainer.fit_loop.epoch_loop
+        if epoch_loop._should_accumulate():
+            # A time limit that ends here is over at the end of the step as well.
+            trainer.should_stop = False
+            looks = self._looks.between_micro_batches(trainer, batch_idx)
+            if looks and self.stop.agreed(trainer, after=self.stop.grace):
+                self._save_boundary(trainer)
+                raise self.stop.stopped(trainer)
+            return
+        self._looks.end_step(trainer)
+        self.stop.step = trainer.global_step
+        fetcher = trainer.fit_loop._data_fetcher
+        assert fetcher is not None
+        validates = sum(trainer.num_val_batches) > 0
+        self._validation_due = validates and epoch_loop._should_check_val_fx(fetcher)
+        stopping = self.stop.agreed(trainer)
+        exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
+        if stopping or exhausted or self._is_due(trainer):
+            self.save(trainer)
+        self._boundary = Boundary.of(trainer)
+        if stopping:
+            raise self.stop.stopped(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """A validation is not worth waiting for: the state before it is saved, and it runs again.
+
+        Raises:
+            Stopped: On all ranks.
+        """
+        if trainer.state.fn != "fit":
+            return
+        if self.stop.agreed(trainer):
+            self._save_boundary(trainer)
+            raise self.stop.stopped(trainer)
+        if trainer.world_size == 1:
+            self.stop.allow(0.0)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        """What follows may write."""
+        self.stop.forbid()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Nobody looks at the flag any more.
+
+        Raises:
+            Stopped: It was set after the last step.
+        """
+        self.stop.patient = False
+        if self.stop.agreed(trainer):
+            raise self.stop.stopped(trainer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Nobody looks at the flag any more."""
+        self.stop.forbid()
+        self.stop.patient = False
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add what the state belongs to, and say where in its loops the run stands."""
+        checkpoint[HEADER] = {
+            "belongs": self.belongs,
+            "shape": step_shape(trainer),
+            "step": trainer.global_step,
+            "epochs": epochs_done(trainer),
+            "validation_due": self._saving and self._validation_due,
+            "start_metrics": self.start_metrics,
+        }
+        # A time limit counts for one launch: a job that ran into it has to go on when resumed.
+        checkpoint["callbacks"].pop("Timer", None)
+        if self._saving:
+            mark_complete(checkpoint["loops"]["fit_loop"], self._validation_due)
+
+    def on_load_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Translate positions where a step is now spread in another way."""
+        kept = checkpoint[HEADER]
+        self.start_metrics = dict(kept["start_metrics"])
+        exact = fit_to_shape(checkpoint["loops"]["fit_loop"], kept["shape"], step_shape(trainer))
+        if not exact and not self.accept_changes:
+            raise ResumeMismatchError(
+                f"the state after step {kept['step']} was made with {_spread(kept['shape'])}, and "
+                f"no step ends at its pair with {_spread(step_shape(trainer))}. Choose "
+                "data.batch_size, trainer.accumulate_grad_batches and trainer.devices with the "
+                "same product, or repeat part of a step with resume_with_changes=true"
+            )
+
+    def save(self, trainer: L.Trainer) -> None:
+        """Save this step's state, then drop the oldest; to be called on all ranks."""
+        step = trainer.global_step
+        if step == self._saved_step or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        flush_curves(trainer)
+        self._saving = True
+        try:
+            trainer.save_checkpoint(step_file(self.folder, step))
+        finally:
+            self._saving = False
+        self._saved_step = step
+        self.stop.note_saved(step_file(self.folder, step), step)
+        if trainer.is_global_zero:
+            # Only now: until the new one is proved, the older ones are all there is.
+            for path in step_files(self.folder)[self.keep :]:
+                path.unlink(missing_ok=True)
+
+    def _save_boundary(self, trainer: L.Trainer) -> None:
+        """Save the end of the last step after a further one has begun; on all ranks."""
+        if self._boundary is not None and self._saved_step != trainer.global_step:
+            self._boundary.put_back(trainer)
+            self.save(trainer)
+
+    def _give_up(self, trainer: L.Trainer) -> None:
+        """Save and close, while the main thread is in the middle of something."""
+        self._save_boundary(trainer)
+        for logger in trainer.loggers:
+            logger.finalize("aborted")
+
+    def _is_due(self, trainer: L.Trainer) -> bool:
+        if self.every_n_steps is None:
+            return False
+        every = self.every_n_steps
+        regular = every > 0 and trainer.global_step % every == 0
+        ends = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
+        return regular or ends or self._validation_due
+
+
+def flush_curves(trainer: L.Trainer) -> None:
+    """Bring what is logged so far on disk: a resumed run does not log it again."""
+    for logger in trainer.loggers:
+        logger.save()
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.flush()
+
+
+def _spread(shape: dict[str, int]) -> str:
+    return f"{shape['batch_size']} x {shape['accumulate']} x {shape['world_size']} pairs a step"

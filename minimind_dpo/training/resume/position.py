@@ -1,0 +1,173 @@
+"""What a resumed run needs besides weights: where it stands, and whether it is the same run.
+
+Lightning's loops count micro-batches. A state is saved inside the hooks of a micro-batch, before
+Lightning has counted it as completed; `mark_complete` counts it, and marks a validation that is
+due as begun and not finished, which Lightning then runs from its first batch.
+
+A step may be spread over other devices than before: as long as it holds the same pairs, a
+position in optimizer steps is exact, and micro-batches are counted anew from it.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import lightning as L
+from torch import Tensor
+
+from minimind_dpo.data.batches.step_plan import carry_over
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.training.resume.random_state import RandomState, capture
+
+Progress = dict[str, Any]
+
+
+class ResumeMismatchError(ValueError):
+    """A checkpoint belongs to another run than the one that would go on from it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """Where a run stood at the end of an optimizer step, weights apart.
+
+    Until the next step moves the weights, putting this back is enough to save that moment.
+
+    Attributes:
+        loops: `fit_loop`'s state dict, inside the hooks of the step's last micro-batch.
+        random: This rank's generators.
+    """
+
+    loops: Progress
+    random: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, trainer: L.Trainer) -> Boundary:
+        """The moment; to be called in the hooks that end a step."""
+        random = capture(trainer.strategy.root_device)
+        return cls(deepcopy(trainer.fit_loop.state_dict()), random)
+
+    def put_back(self, trainer: L.Trainer) -> None:
+        """Undo what a step that is given up has changed; the run has to end after it."""
+        trainer.fit_loop.load_state_dict(deepcopy(self.loops))
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RandomState):
+                callback.held = self.random
+
+
+def mark_complete(loops: Progress, validation_due: bool) -> None:
+    """Turn loop counters taken at the end of a micro-batch's hooks into those just after.
+
+    Args:
+        loops: `fit_loop`'s state dict; changed in place.
+        validation_due: Whether a validation follows this micro-batch.
+    """
+    batches = loops["epoch_loop.batch_progress"]
+    for counts in (batches["total"], batches["current"]):
+        counts["completed"] = counts["processed"]
+    if validation_due:
+        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+        validation = loops["epoch_loop.val_loop.batch_progress"]
+        validation |= {"total": dict(begun), "current": dict(begun), "is_last_batch": False}
+    else:
+        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
+
+
+def epochs_done(trainer: L.Trainer) -> int:
+    """Whole epochs of training; one whose last micro-batch is in its hooks is whole."""
+    begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    return trainer.current_epoch + int(begun >= trainer.num_training_batches)
+
+
+def step_shape(trainer: L.Trainer) -> dict[str, int]:
+    """How an optimizer step is spread: what positions in micro-batches refer to."""
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, PreferenceDataModule):
+        return {}
+    sampler = data.train_sampler()
+    return {**asdict(sampler.shape), "epoch_batches": len(sampler)}
+
+
+def fit_to_shape(loops: Progress, old: dict[str, int], new: dict[str, int]) -> bool:
+    """Count the micro-batches of `loops` anew where a step is spread in another way.
+
+    Args:
+        loops: `fit_loop`'s state dict; changed in place.
+        old: `step_shape` of the run that saved it.
+        new: `step_shape` of this run.
+
+    Returns:
+        Whether the position is exact.
+    """
+    if old == new or not old or not new:
+        return True
+    batches = loops["epoch_loop.batch_progress"]
+    done = batches["current"]["completed"]
+    position, exact = carry_over(done, old, new)
+    epochs = (batches["total"]["completed"] - done) // max(1, old["epoch_batches"])
+    for counts, value in (
+        (batches["current"], position),
+        (batches["total"], epochs * new["epoch_batches"] + position),
+    ):
+        counts |= dict.fromkeys(("ready", "started", "processed", "completed"), value)
+    return exact
+
+
+def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
+    """What a checkpoint was made with and this run has otherwise, for people.
+
+    Args:
+        saved: What the checkpoint belongs to: {what: {detail: value}}.
+        current: The same of this run.
+    """
+    found = []
+    for what in sorted({*saved, *current}):
+        old, new = dict(saved.get(what, {})), dict(current.get(what, {}))
+        if what == "data" and saved.get("tokenizer") != current.get("tokenizer"):
+            # Fingerprints of tokenised data: they differ because of the tokenizer.
+            for name in ("train", "validation"):
+                old.pop(name, None)
+                new.pop(name, None)
+        for detail in sorted({*old, *new}):
+            if old.get(detail) != new.get(detail):
+                was, now = _shown(old.get(detail)), _shown(new.get(detail))
+                found.append(f"{what}: {detail} was {was}, is now {now}")
+    return found
+
+
+def check_belongs(saved: dict[str, Any], current: dict[str, Any], path: str) -> None:
+    """Refuse a checkpoint of another run.
+
+    Raises:
+        ResumeMismatchError: Naming every difference.
+    """
+    found = differences(saved, current)
+    if found:
+        raise ResumeMismatchError(
+            f"{path} was made with something else than this run:\n  " + "\n  ".join(found) + "\n"
+            "Use what it was made with, start anew without resume, or go on all the same with "
+            "resume_with_changes=true"
+        )
+
+
+def use_new_learning_rate(trainer: L.Trainer, module: L.LightningModule) -> None:
+    """Let a changed optim.lr count: schedulers restore the rate that a checkpoint was made with."""
+    options = getattr(module, "optimizer_options", None)
+    if options is None:
+        return
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        rates = getattr(scheduler, "base_lrs", None)
+        if not rates or all(rate == options.lr for rate in rates):
+            continue
+        scale = options.lr / rates[0]
+        scheduler.base_lrs = [rate * scale for rate in rates]
+        for group in scheduler.optimizer.param_groups:
+            group["initial_lr"] = group["initial_lr"] * scale
+            group["lr"] = group["lr"] * scale
+
+
+def _shown(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
