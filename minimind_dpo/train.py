@@ -16,12 +16,12 @@ from typing import Any
 from minimind_dpo.config.command_line import CommandLine, check_jobs, read_command_line
 from minimind_dpo.config.compose import (
     CONF_DIR,
-    ConfigError,
     apply_default_experiment,
     compose,
     register_schemas,
 )
 from minimind_dpo.config.schema import Config
+from minimind_dpo.options.problem import ConfigError
 
 FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
 LAUNCHER_VARIABLE = "MINIMIND_DPO_LAUNCHER"

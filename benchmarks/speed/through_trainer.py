@@ -19,7 +19,7 @@ from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import PrecomputedReference
 from speed.clock import Clock
 from speed.request import Request, Skipped

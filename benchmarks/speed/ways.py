@@ -37,7 +37,8 @@ from minimind_dpo.models.load import load_model
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import pair_losses
-from minimind_dpo.training.optim import OptimizerOptions, make_optimizer
+from minimind_dpo.training.optim import make_optimizer
+from minimind_dpo.training.options import OptimizerOptions
 from minimind_dpo.training.reference import (
     OnlineReference,
     PrecomputedReference,

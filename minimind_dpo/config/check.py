@@ -1,22 +1,58 @@
 """Check every value of a configuration before anything is loaded; raise once, with all problems.
 
-Types and names of keys are Hydra's business (`minimind_dpo.config`). Here are choices, ranges,
-values that exclude each other, files that have to exist, and what this machine has; last, whether
-model, tokenizer and reference are whole and fit each other, which takes reading them. No line of
-data is read, and no weight is kept.
+Types and names of keys are Hydra's business (`minimind_dpo.config`). Limits of single keys, and
+what relates keys of one group, are declared beside them in the `options` module of each package.
+Here they are walked, and what relates groups to each other, to the file system and to the machine
+is added; last, whether model, tokenizer and reference are whole and fit each other, which takes
+reading them. No line of data is read, and no weight stays in memory.
 """
 
 from __future__ import annotations
 
-from minimind_dpo.config import check_execution as execution
-from minimind_dpo.config import check_inputs as inputs
-from minimind_dpo.config import check_values as values
-from minimind_dpo.config.check_execution import Machine, parse_devices
-from minimind_dpo.config.check_inputs import loss_options
-from minimind_dpo.config.compose import ConfigError
-from minimind_dpo.config.schema import Config
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["Machine", "loss_options", "parse_devices", "validate"]
+from minimind_dpo.config.schema import Config, schema_keys
+from minimind_dpo.data.options import data_problems
+from minimind_dpo.models.options import model_problems, path_problems
+from minimind_dpo.options.limits import limit_problems, value_at
+from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.training.options import (
+    logger_problems,
+    parse_devices,
+    schedule_problems,
+    trainer_problems,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What this machine can train on.
+
+    Attributes:
+        cuda: CUDA devices.
+        mps: Whether there is Apple's.
+        onednn: Whether this build of torch has the library oneDNN.
+    """
+
+    cuda: int
+    mps: bool
+    onednn: bool = True
+
+    @classmethod
+    def detect(cls) -> Machine:
+        """Ask torch."""
+        import torch
+
+        return cls(
+            cuda=torch.cuda.device_count(),
+            mps=torch.backends.mps.is_available(),
+            onednn=torch.backends.mkldnn.is_available(),
+        )
 
 
 def validate(
@@ -36,28 +72,139 @@ def validate(
             transformers is imported for it.
 
     Raises:
-        ConfigError: With every problem that was found.
+        ConfigError: With every problem.
     """
+    from minimind_dpo.objective.check_options import problems as loss_problems
+
     machine = machine or Machine.detect()
-    found = [
-        *values.choice_problems(config),
-        *values.range_problems(config),
-        *inputs.run_problems(config),
-        *inputs.model_problems(config),
-        *inputs.data_problems(config),
-        *inputs.loss_problems(config),
-        *inputs.optim_problems(config),
-        *execution.precision_problems(config),
-        *execution.duration_problems(config),
-        *execution.trainer_problems(config),
-        *execution.device_problems(config, machine, world_size),
-        *execution.product_problems(config, machine),
-        *execution.compile_problems(config),
-        *execution.callback_problems(config),
+    wrong = [
+        *(problem for problem in limit_problems(config) if not problem.key.startswith("loss.")),
+        *run_problems(config),
+        *model_problems(config.model),
+        *data_problems(config.data),
+        *loss_problems(config.loss),
+        *schedule_problems(config.schedule),
+        *trainer_problems(config.trainer),
+        *logger_problems(config.logger),
+        *reference_problems(config),
+    ]
+    keys = {problem.key for problem in wrong}
+    wrong += [
+        problem
+        for problem in machine_problems(config, machine, world_size)
+        if problem.key not in keys
     ]
     if read_checkpoints:
         from minimind_dpo.config.check_models import checkpoint_problems
 
-        found += checkpoint_problems(config, {problem.key for problem in found})
-    if found:
-        raise ConfigError(found)
+        wrong += checkpoint_problems(config, {problem.key for problem in wrong})
+    if wrong:
+        order = {key: place for place, key in enumerate(schema_keys())}
+        raise ConfigError(sorted(wrong, key=lambda problem: order.get(problem.key, len(order))))
+
+
+def run_problems(config: Config) -> Iterator[Problem]:
+    """The run's name, its folders, what it continues from, and what it exports."""
+    if not re.fullmatch(r"\w[\w.-]{0,99}", config.name):
+        why = "is not good for a folder's name: letters, digits, '-', '_' and '.', at most 100"
+        yield Problem("name", why, value=config.name)
+    for key in ("output_dir", "run_dir", "data.cache_dir"):
+        value = value_at(config, key)
+        if value is not None:
+            yield from _folder_problems(key, value)
+    if config.resume not in (None, "auto") and not os.path.exists(config.resume):
+        fix = "Name a checkpoint or run folder; or resume=auto with run_dir=FOLDER."
+        yield Problem("resume", "does not exist", fix, config.resume)
+    validates = bool(config.data.val) or config.data.val_fraction != 0
+    if config.export.which == "best" and (not validates or config.trainer.limit_val_batches == 0):
+        why = "means lowest val/loss, but nothing is validated"
+        yield Problem("export.which", why, "Give data.val or use last.", "best")
+
+
+def _folder_problems(key: str, value: str) -> Iterator[Problem]:
+    """A folder that is to be made has to be possible: below a folder that can be written to."""
+    if not value.strip():
+        yield Problem(key, "is empty", value=value)
+        return
+    folder = Path(os.path.expanduser(value)).absolute()
+    there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
+    if not there.is_dir():
+        yield Problem(key, f"cannot be made, since {there} is not a folder", value=value)
+    elif not os.access(there, os.W_OK):
+        why = f"cannot be written to ({there} is read-only for this user)"
+        yield Problem(key, why, value=value)
+
+
+def reference_problems(config: Config) -> Iterator[Problem]:
+    """A reference that is not there, that a loss misses, or that no loss reads."""
+    from minimind_dpo.objective.losses.registry import LOSSES
+
+    mode = config.reference.mode
+    if config.reference.path is not None:
+        yield from path_problems("reference.path", config.reference.path)
+    names = [name for name in config.loss.type if isinstance(name, str) and name in LOSSES]
+    needy = [name for name in names if LOSSES[name].reference]
+    if mode == "none" and needy:
+        fix = "Use reference.mode=precomputed, or a loss without a reference."
+        why = f"does not do: loss.type={needy[0]} reads a reference"
+        yield Problem("reference.mode", why, fix, mode)
+    if mode in ("precomputed", "online") and names and not needy:
+        fix = "Set reference.mode=none."
+        why = f"is for nothing: loss.type={names[0]} reads no reference"
+        yield Problem("reference.mode", why, fix, mode)
+
+
+def machine_problems(config: Config, machine: Machine, world_size: int | None) -> Iterator[Problem]:
+    """Devices, precisions, libraries and compilers that are not there.
+
+    Args:
+        config: Its values may be outside their limits, which are told elsewhere.
+        machine: What this machine has.
+        world_size: Processes that a launcher started, where one did.
+    """
+    trainer, library = config.trainer, config.model.matmul_library
+    kind = trainer.accelerator
+    if kind == "auto":
+        kind = "gpu" if machine.cuda or machine.mps else "cpu"
+    yield from _device_problems(config, machine, kind, world_size)
+    if trainer.precision == "16-mixed" and kind == "cpu":
+        why = "needs a GPU: on a CPU there is no gradient scaler for float16"
+        yield Problem("trainer.precision", why, "Use bf16-mixed or 32-true.", "16-mixed")
+    if config.optim.fused is True and trainer.precision == "16-mixed":
+        why = "does not go with trainer.precision=16-mixed, whose scaler has to see the gradients"
+        yield Problem("optim.fused", why, "Leave it at auto, or use bf16-mixed.", True)
+    if library == "onednn" and not machine.onednn:
+        why = "is not in this build of torch"
+        yield Problem("model.matmul_library", why, "Use auto or torch.", library)
+    compilers = ("g++", "clang++", "c++", "cl")
+    if config.model.compile and kind == "cpu" and not any(map(shutil.which, compilers)):
+        why = "needs a C++ compiler on a CPU, and none of g++, clang++ and cl is on the path"
+        yield Problem("model.compile", why, "Install one, or set model.compile=false.", True)
+
+
+def _device_problems(
+    config: Config, machine: Machine, kind: str, world_size: int | None
+) -> Iterator[Problem]:
+    """Devices that are not there, or as many as the launcher did not start."""
+    trainer = config.trainer
+    try:
+        devices = parse_devices(trainer.devices)
+    except (ValueError, TypeError, IndexError):
+        return  # told by its limit
+    gpus = machine.cuda or int(machine.mps)
+    there = {"cuda": machine.cuda, "gpu": gpus, "mps": int(machine.mps)}
+    needed = max(devices) + 1 if isinstance(devices, list) else devices or 0
+    if kind in there and not there[kind]:
+        fix = "Use trainer.accelerator=auto or cpu."
+        yield Problem("trainer.accelerator", "is not on this machine (torch sees none)", fix, kind)
+    elif kind in there and needed > there[kind]:
+        why = f"asks for more than the {there[kind]} that torch sees"
+        yield Problem("trainer.devices", why, value=trainer.devices)
+    if kind == "cpu" and not isinstance(devices, int) and trainer.devices != "auto":
+        why = "is not for a CPU, whose processes have no index"
+        yield Problem("trainer.devices", why, "Give their number.", trainer.devices)
+    if world_size is not None and devices is not None:
+        per_node = len(devices) if isinstance(devices, list) else devices
+        if per_node * trainer.num_nodes != world_size:
+            why = f"on {trainer.num_nodes} node(s), but the launcher started {world_size} processes"
+            yield Problem("trainer.devices", why, "Make them equal.", trainer.devices)

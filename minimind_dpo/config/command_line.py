@@ -21,16 +21,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from minimind_dpo.config.compose import (
-    CONF_DIR,
-    ConfigError,
-    Problem,
-    compose,
-    compose_problem,
-    nearest,
-    register_schemas,
-)
+from minimind_dpo.config.compose import CONF_DIR, compose, compose_problem, register_schemas
 from minimind_dpo.config.schema import Config
+from minimind_dpo.options.problem import ConfigError, Problem, nearest
 
 _MODES: Final = ("run", "multirun", "cfg", "info", "shell_completion")
 

@@ -7,10 +7,9 @@ checked afterwards by `minimind_dpo.config.check`. Nothing here imports torch, s
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +21,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from minimind_dpo.config.schema import Config, ModelConfig, schema_keys
+from minimind_dpo.config.schema import Config, schema_keys
+from minimind_dpo.models.options import ModelOptions
+from minimind_dpo.options.problem import ConfigError, Problem, nearest, shown
 
 PACKAGE_DIR: Final = Path(__file__).resolve().parents[1]
 
@@ -47,49 +48,6 @@ CONF_DIR: Final = find_conf(PACKAGE_DIR)
 
 _GROUPS: Final = ("experiment", "logger", "sweep")
 
-# Lightning's older spellings, so that the rest of the program compares with one name only.
-_PRECISIONS: Final = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the configuration.
-
-    Attributes:
-        key: `loss.beta`.
-        why: What is wrong with it, without a full stop.
-        fix: What to do, as a sentence; empty where `why` says it.
-        value: What was given; an ellipsis where there is no value to show.
-    """
-
-    key: str
-    why: str
-    fix: str = ""
-    value: Any = ...
-
-    def __str__(self) -> str:
-        given = "" if self.value is ... else f"={_shown(self.value)}"
-        # The objective names its keys itself.
-        place = "" if self.why.startswith(self.key) else f"{self.key}{given}: "
-        return f"{place}{self.why}." + (f" {self.fix}" if self.fix else "")
-
-
-class ConfigError(ValueError):
-    """Everything that is wrong with a configuration, at once.
-
-    Attributes:
-        problems: Every one that was found.
-    """
-
-    def __init__(self, problems: Sequence[Problem]) -> None:
-        self.problems = tuple(problems)
-        count = "one problem" if len(problems) == 1 else f"{len(problems)} problems"
-        lines = "\n".join(f"  {problem}" for problem in self.problems)
-        super().__init__(f"{count} in the configuration:\n{lines}")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.problems,)  # to be told to other ranks
-
 
 def register_schemas() -> None:
     """Tell Hydra the types of every key, and OmegaConf the `package` resolver. Repeatable.
@@ -104,7 +62,7 @@ def register_schemas() -> None:
 
 def _schema() -> DictConfig:
     node = OmegaConf.structured(Config)
-    node.model = ModelConfig
+    node.model = ModelOptions
     # `model.config.num_attention_heads=4` has to work without a `+`: its keys are the model's own.
     OmegaConf.set_struct(node.model.config, False)
     return node
@@ -133,7 +91,7 @@ def to_config(cfg: DictConfig) -> Config:
     """Plain dataclasses of a composed configuration, with one spelling for each value.
 
     A mandatory value that is still missing becomes an empty string, which `validate` reports
-    together with everything else. `data.train`, `data.val` and `loss.type` become lists.
+    together with everything else.
 
     Args:
         cfg: What Hydra composed; left as it is.
@@ -159,13 +117,6 @@ def to_config(cfg: DictConfig) -> Config:
     if unknown:
         # `+loss.bta=1` gets past the schema: OmegaConf lets a plus add attributes to dataclasses.
         raise ConfigError([_unknown_key(key, OmegaConf.select(cfg, key)) for key in unknown])
-    config.data.train = as_list(config.data.train)
-    config.data.val = as_list(config.data.val)
-    config.loss.type = as_list(config.loss.type)
-    if config.loss.weights is not None:
-        config.loss.weights = as_list(config.loss.weights)
-    precision = str(config.trainer.precision)
-    config.trainer.precision = _PRECISIONS.get(precision, precision)
     return config
 
 
@@ -182,13 +133,6 @@ def from_yaml(text: str) -> Config:
     except (OmegaConfBaseException, YAMLError) as error:
         key = str(getattr(error, "full_key", None) or "configuration")
         raise ConfigError([Problem(key, str(error).splitlines()[0])]) from error
-
-
-def as_list(value: Any) -> list[Any]:
-    """One thing or several, as a list; nothing (None or an empty string) is an empty list."""
-    if value is None or value == "":
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def to_yaml(config: Config) -> str:
@@ -256,7 +200,7 @@ def compose_problem(error: Exception, overrides: Sequence[str] = ()) -> Problem:
 
 def _unknown_key(key: str, value: Any) -> Problem:
     if key.startswith("logger.options."):
-        fix = f"If the logger's class has such a keyword: +{key}={_shown(value)}"
+        fix = f"If the logger's class has such a keyword: +{key}={shown(value)}"
     else:
         # Hydra's own advice, to append with a plus, would not do: the schema is closed.
         keys = [*schema_keys(), *_GROUPS]
@@ -274,22 +218,3 @@ def _given_keys(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield from _given_keys(child, f"{prefix}{name!s}.")
         else:
             yield f"{prefix}{name!s}"
-
-
-def nearest(word: str, choices: Sequence[str]) -> str | None:
-    """The choice that looks most like `word`, if any does."""
-    found = difflib.get_close_matches(str(word), choices, n=1, cutoff=0.6)
-    return found[0] if found else None
-
-
-def _shown(value: Any) -> str:
-    """A value as one would type it on the command line, cut at 80 characters."""
-    if isinstance(value, list | tuple):
-        text = "[" + ",".join(_shown(item) for item in value) + "]"
-    elif isinstance(value, Mapping):
-        text = "{" + ",".join(f"{key}:{_shown(item)}" for key, item in value.items()) + "}"
-    elif isinstance(value, bool) or value is None:
-        text = {True: "true", False: "false", None: "null"}[value]
-    else:
-        text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LIBRARIES = ("auto", "onednn", "torch")
+from minimind_dpo.kernels.options import LIBRARIES
+
 SMALLEST = 1 << 20
 """Multiplications below which torch's own product is not slower."""
 

@@ -1,10 +1,22 @@
 """Models: recognise, load, run and export MiniMind checkpoints and any transformers decoder.
 
-Importing this package registers the `v_learn` architecture with transformers.
+`load_model` is imported when it is first asked for: the options of this package are read without
+torch.
 """
 
-from minimind_dpo.models.load import LoadedModel, load_model
-from minimind_dpo.models.minimind import v_learn as v_learn
-from minimind_dpo.models.minimind.recognise import CheckpointError, Dialect
+from __future__ import annotations
 
-__all__ = ["CheckpointError", "Dialect", "LoadedModel", "load_model"]
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minimind_dpo.models.load import load_model
+
+__all__ = ["load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "load_model":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from minimind_dpo.models.load import load_model
+
+    return load_model

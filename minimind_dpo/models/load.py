@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from transformers.initialization import no_init_weights
 
 from minimind_dpo.models.hub import Device, load_hub_model, read_config
+from minimind_dpo.models.minimind import v_learn  # noqa: F401  (registers it with transformers)
 from minimind_dpo.models.minimind.architecture import resolve_fields, transformers_config
 from minimind_dpo.models.minimind.native_file import check_finite, locate, read_tensors
 from minimind_dpo.models.minimind.recognise import (

@@ -7,24 +7,23 @@ losses would not read (`problems` adds those), which a user deserves to hear of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
-from minimind_dpo.objective.losses.divergences import DIVERGENCES
 from minimind_dpo.objective.losses.registry import LOSSES
-from minimind_dpo.objective.options import REDUCTIONS, LossOptions
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.options.limits import NOT_NEGATIVE, limit_problems
+from minimind_dpo.options.problem import Problem, did_you_mean
 
 
-def problems(options: LossOptions) -> list[str]:
-    """Everything wrong with `options`: the config key, what is wrong, what to do. Never raises."""
-    found = value_problems(options)
-    return found if found else list(_unread(options))
+def problems(options: LossOptions) -> list[Problem]:
+    """Everything wrong with `options`. Never raises."""
+    return value_problems(options) or list(_unread(options))
 
 
-def value_problems(options: LossOptions) -> list[str]:
+def value_problems(options: LossOptions) -> list[Problem]:
     """Values out of range, unknown names, and combinations with no formula. Never raises."""
-    found = [*_names(options), *_weights(options), *_numbers(options)]
-    return found if found else list(_combinations(options))
+    wrong = [*_names(options), *_weights(options), *limit_problems(options, "loss.")]
+    return wrong or list(_combinations(options))
 
 
 def needs_reference(options: LossOptions) -> bool:
@@ -57,74 +56,37 @@ def padded_mean_warning(beta: float, padded_positions: int) -> str:
     )
 
 
-def _names(options: LossOptions) -> Iterator[str]:
-    if not isinstance(options.type, (tuple, list)) or not options.type:
-        yield f"loss.type={options.type!r}: give one or more names, as a list; e.g. [sigmoid]"
-        return
+def _names(options: LossOptions) -> Iterator[Problem]:
+    if not options.type:
+        yield Problem("loss.type", "must be one or more names", "For example [sigmoid].", [])
     for name in options.type:
         if not isinstance(name, str) or name not in LOSSES:
-            yield f"loss.type={name!r} is not a loss: use one of {', '.join(LOSSES)}"
+            why = f"is not a loss: use one of {', '.join(LOSSES)}"
+            yield Problem("loss.type", why, did_you_mean(str(name), LOSSES), name)
     if len(set(map(str, options.type))) < len(options.type):
-        yield f"loss.type={list(options.type)} names a loss twice: add their loss.weights instead"
-    for key, value, known in (
-        ("f_divergence", options.f_divergence, DIVERGENCES),
-        ("reduction", options.reduction, REDUCTIONS),
-    ):
-        if not isinstance(value, str) or value not in known:
-            yield f"loss.{key}={value!r} is unknown: use one of {', '.join(known)}"
+        fix = "Add their loss.weights instead."
+        yield Problem("loss.type", "names a loss twice", fix, options.type)
 
 
-def _weights(options: LossOptions) -> Iterator[str]:
-    if options.weights is None or not isinstance(options.type, (tuple, list)):
+def _weights(options: LossOptions) -> Iterator[Problem]:
+    weights = options.weights
+    if weights is None:
         return
-    if not isinstance(options.weights, (tuple, list)):
-        yield f"loss.weights={options.weights!r}: give a list with one number per loss.type"
+    if len(weights) != len(options.type):
+        why = f"has {len(weights)} values for {len(options.type)} of loss.type"
+    elif not all(weight in NOT_NEGATIVE for weight in weights):
+        why = "must be finite numbers of at least 0"
+    elif not any(weights):
+        why = "are all 0, so that nothing would be trained"
+    else:
         return
-    if len(options.weights) != len(options.type):
-        yield (
-            f"loss.weights has {len(options.weights)} values for {len(options.type)} of "
-            "loss.type: give one each"
-        )
-    for weight in options.weights:
-        if not _number(weight) or weight < 0:
-            yield f"loss.weights holds {weight!r}: each must be a finite number of at least 0"
-    if all(weight == 0 for weight in options.weights):
-        yield "loss.weights are all 0, so nothing would be trained: give a positive one"
+    yield Problem("loss.weights", why, value=weights)
 
 
-_RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
-    ("beta", lambda v: v > 0, "must be above 0, since it scales every reward; 0.1 is usual"),
-    (
-        "label_smoothing",
-        lambda v: 0 <= v < 0.5,
-        "must be at least 0 and below 0.5: with half of the labels wrong there is nothing to learn",
-    ),
-    ("f_alpha", lambda v: True, "must be a finite number"),
-    ("discopop_tau", lambda v: v > 0, "must be above 0; 0.05 is the paper's"),
-    ("simpo_gamma", lambda v: v >= 0, "must be at least 0, a margin in nats of reward"),
-    ("cpo_alpha", lambda v: v >= 0, "must be at least 0"),
-    ("rpo_alpha", lambda v: v >= 0, "must be at least 0; 0 adds no likelihood term"),
-)
-
-
-def _numbers(options: LossOptions) -> Iterator[str]:
-    for key, fits, advice in _RANGES:
-        value = getattr(options, key)
-        if not _number(value) or not fits(value):
-            yield f"loss.{key}={value!r} {advice}"
-    alpha = options.ld_alpha
-    if alpha is not None and not (_number(alpha) and 0 <= alpha <= 1):
-        yield f"loss.ld_alpha={alpha!r} must be between 0 and 1, or null for none"
-    if not isinstance(options.wpo, bool):
-        yield f"loss.wpo={options.wpo!r} must be true or false"
-
-
-def _combinations(options: LossOptions) -> Iterator[str]:
+def _combinations(options: LossOptions) -> Iterator[Problem]:
     if "exo_pair" in options.type and options.label_smoothing == 0:
-        yield (
-            "loss.label_smoothing=0 with loss.type=exo_pair: its target would give rejected a "
-            "probability of 0, an infinite divergence; set loss.label_smoothing=0.001"
-        )
+        why = "gives rejected a target of 0 in loss.type=exo_pair, an infinite divergence"
+        yield Problem("loss.label_smoothing", why, "Set it to 0.001.", 0)
     asked = {
         "f_divergence": options.f_divergence != "reverse_kl",
         "reduction": options.reduction != "sum",
@@ -135,39 +97,30 @@ def _combinations(options: LossOptions) -> Iterator[str]:
     for key in (key for key, is_asked in asked.items() if is_asked):
         for name in options.type:
             if name != "sft" and key not in LOSSES[name].uses:
-                yield (
-                    f"loss.{key}={getattr(options, key)} is not defined for loss.type={name}: "
-                    f"leave loss.{key} at its default, or use {_those_with(key)}"
-                )
+                why = f"is not defined for loss.type={name}"
+                fix = f"Leave it at its default, or use {_those_with(key)}."
+                yield Problem(f"loss.{key}", why, fix, getattr(options, key))
     if asked["f_divergence"] and asked["reduction"]:
-        yield (
-            f"loss.f_divergence={options.f_divergence} is a divergence between whole completions, "
-            f"which loss.reduction={options.reduction} divides: set loss.reduction=sum"
-        )
+        why = f"is one of whole completions, which loss.reduction={options.reduction} divides"
+        yield Problem("loss.f_divergence", why, "Set loss.reduction=sum.", options.f_divergence)
 
 
-def _unread(options: LossOptions) -> Iterator[str]:
+def _unread(options: LossOptions) -> Iterator[Problem]:
     """Settings that would be accepted and then change nothing."""
     for name in options.type:
-        uses = LOSSES[name].uses
-        if options.label_smoothing > 0 and name != "sft" and "label_smoothing" not in uses:
-            yield (
-                f"loss.label_smoothing={options.label_smoothing} is not read by loss.type={name}: "
-                f"set it to 0, or use {_those_with('label_smoothing')}"
-            )
+        read = name == "sft" or "label_smoothing" in LOSSES[name].uses
+        if options.label_smoothing > 0 and not read:
+            fix = f"Set it to 0, or use {_those_with('label_smoothing')}."
+            why = f"is not read by loss.type={name}"
+            yield Problem("loss.label_smoothing", why, fix, options.label_smoothing)
     if tuple(options.type) == ("sft",):
         defaults = LossOptions()
         for key in ("label_smoothing", "f_divergence", "ld_alpha", "wpo", "reduction", "rpo_alpha"):
             if getattr(options, key) != getattr(defaults, key):
-                yield (
-                    f"loss.{key}={getattr(options, key)} is not read by loss.type=sft alone: "
-                    f"leave it at {getattr(defaults, key)}, or add a preference loss"
-                )
+                fix = f"Leave it at {getattr(defaults, key)}, or add a preference loss."
+                why = "is not read by loss.type=sft alone"
+                yield Problem(f"loss.{key}", why, fix, getattr(options, key))
 
 
 def _those_with(key: str) -> str:
     return ", ".join(name for name, loss in LOSSES.items() if key in loss.uses)
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,49 +1,64 @@
-"""What a user may set about the objective: plain values, one per config key `loss.*`."""
+"""What a user may set about the objective: one field for each key `loss.*`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, Any
 
-REDUCTIONS = ("sum", "mean", "padded_mean")
-"""How token log-probs become a sequence log-prob: DPO's sum, per token, per padded position."""
+from minimind_dpo.options.limits import NOT_NEGATIVE, POSITIVE, SWITCH, Choices, Range, as_list
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass
 class LossOptions:
-    """Which losses, and their coefficients. Values are checked by `validation.problems`.
+    """Which losses, and their coefficients.
 
     Attributes:
-        type: Names in `LOSSES`; several are summed with `weights`.
+        type: Names in `LOSSES`, as a tuple; several are summed with `weights`.
         weights: One coefficient per type; None weighs each by 1.
         beta: Strength of the pull towards the reference; rewards are beta times log-ratios.
             In ORPO it is the weight lambda of the odds-ratio term.
-        label_smoothing: Share of pairs taken to be labelled the wrong way round, in [0, 0.5).
+        label_smoothing: Share of pairs taken to be labelled the wrong way round.
         f_divergence: Name in `DIVERGENCES`; DPO's own is `reverse_kl`.
         f_alpha: Exponent of `alpha_divergence`: 1 is reverse_kl, 0 is forward_kl.
-        ld_alpha: Weight in [0, 1] of tokens beyond the length that both sides share (LD-DPO);
-            None leaves sums as they are.
+        ld_alpha: Weight of tokens beyond the length that both sides share (LD-DPO); None leaves
+            sums as they are.
         wpo: Weigh each pair by how likely the policy itself would write it (WPO).
         discopop_tau: Temperature of DiscoPOP's blend.
         simpo_gamma: SimPO's target margin gamma, in nats of reward. The paper has 0.3 to 1.6 with
             beta 2 to 2.5.
         cpo_alpha: Weight of CPO's likelihood term, 1 in the paper.
         rpo_alpha: Weight of a likelihood term on chosen, added to a DPO loss (RPO); 0 for none.
-        reduction: One of `REDUCTIONS`.
+        reduction: How token log-probs become a sequence log-prob: DPO's sum, per token, or per
+            padded position.
+        aux_coef: Weight of the experts' balance loss, which the module adds; None for what the
+            model's generation adds in its own DPO script.
     """
 
-    type: tuple[str, ...] = ("sigmoid",)
-    weights: tuple[float, ...] | None = None
-    beta: float = 0.1
-    label_smoothing: float = 0.0
-    f_divergence: str = "reverse_kl"
-    f_alpha: float = 0.5
-    ld_alpha: float | None = None
-    wpo: bool = False
-    discopop_tau: float = 0.05
-    simpo_gamma: float = 0.5
-    cpo_alpha: float = 1.0
-    rpo_alpha: float = 0.0
-    reduction: str = "sum"
+    type: Any = "sigmoid"
+    weights: Any = None
+    beta: Annotated[
+        float, Range(0, open_low=True, advice=", since it scales every reward; 0.1 is usual")
+    ] = 0.1
+    label_smoothing: Annotated[
+        float,
+        Range(0, 0.5, open_high=True, advice=": with half of the labels wrong, nothing is left"),
+    ] = 0.0
+    f_divergence: Annotated[
+        str, Choices("reverse_kl", "forward_kl", "js_divergence", "alpha_divergence")
+    ] = "reverse_kl"
+    f_alpha: Annotated[float, Range()] = 0.5
+    ld_alpha: Annotated[float | None, Range(0, 1)] = None
+    wpo: Annotated[bool, SWITCH] = False
+    discopop_tau: Annotated[float, POSITIVE] = 0.05
+    simpo_gamma: Annotated[float, NOT_NEGATIVE] = 0.5
+    rpo_alpha: Annotated[float, NOT_NEGATIVE] = 0.0
+    cpo_alpha: Annotated[float, NOT_NEGATIVE] = 1.0
+    reduction: Annotated[str, Choices("sum", "mean", "padded_mean")] = "sum"
+    aux_coef: Annotated[float | None, NOT_NEGATIVE] = None
+
+    def __post_init__(self) -> None:
+        self.type = tuple(as_list(self.type))
+        self.weights = None if self.weights is None else tuple(as_list(self.weights))
 
     @property
     def type_weights(self) -> tuple[float, ...]:

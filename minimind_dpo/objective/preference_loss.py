@@ -162,8 +162,8 @@ def preference_loss(
         ValueError: A value is out of its range, or something the loss needs is missing.
     """
     options = LossOptions(
-        type=(type,) if isinstance(type, str) else tuple(type),
-        weights=None if weights is None else tuple(weights),
+        type=type,
+        weights=weights,
         beta=beta,
         label_smoothing=label_smoothing,
         f_divergence=f_divergence,
@@ -174,7 +174,7 @@ def preference_loss(
         rpo_alpha=rpo_alpha,
     )
     if found := value_problems(options):
-        raise ValueError("preference_loss cannot be computed:\n" + "\n".join(found))
+        raise ValueError("preference_loss cannot be computed:\n" + "\n".join(map(str, found)))
     terms = PairTerms(
         policy_chosen=policy_chosen_logps,
         policy_rejected=policy_rejected_logps,

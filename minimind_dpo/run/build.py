@@ -11,7 +11,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from transformers import PreTrainedTokenizerBase
 
-from minimind_dpo.config.check import loss_options
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
@@ -33,7 +32,6 @@ from minimind_dpo.training.distributed import Agreement, make_strategy
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import StepGuard
-from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import (
     AdapterOffReference,
     NoReference,
@@ -159,22 +157,12 @@ def build_module(
     aux_coef = config.loss.aux_coef
     if aux_coef is None:
         aux_coef = default_aux_coef(policy.dialect, policy.model.config)
-    optim, schedule = config.optim, config.schedule
     return DPOModule(
         policy.model,
         reference,
-        loss_options(config),
-        optimizer=OptimizerOptions(
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-            decay_all=optim.decay_all,
-            fused=None if optim.fused == "auto" else bool(optim.fused),
-        ),
-        schedule=ScheduleOptions(
-            schedule.name, schedule.warmup_steps, schedule.warmup_ratio, schedule.min_lr_ratio
-        ),
+        config.loss,
+        optimizer=config.optim,
+        schedule=config.schedule,
         aux_loss=balance_loss(policy.dialect, policy.model.config),
         aux_coef=aux_coef,
         guard=StepGuard(config.guard.max_bad_steps, data.source),

@@ -15,9 +15,9 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from minimind_dpo.config.compose import ConfigError
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError, global_rank
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.resume.checkpoint_io import CheckpointSaveError, DamagedCheckpointError

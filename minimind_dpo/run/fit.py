@@ -15,8 +15,6 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
-from minimind_dpo.config.check import loss_options
-from minimind_dpo.config.compose import ConfigError, Problem
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.store.report import print_report
@@ -24,6 +22,7 @@ from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.keep_memory import keep_freed_memory
 from minimind_dpo.objective.check_options import padded_mean_warning, supports_margins
 from minimind_dpo.objective.losses.registry import LOSSES
+from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.build import (
     build_callbacks,
     build_datamodule,
@@ -235,7 +234,7 @@ def _validate_before(
 
 def _check_margins(config: Config, data: PreferenceDataModule) -> None:
     """Refuse data that asks for margins where the loss has none, before a model is loaded."""
-    options = loss_options(config)
+    options = config.loss
     for store in data.stores:
         asking = np.flatnonzero(store.margins)
         if len(asking) and not supports_margins(options):

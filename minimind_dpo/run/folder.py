@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from minimind_dpo import __version__
-from minimind_dpo.config.check import loss_options
-from minimind_dpo.config.compose import ConfigError, Problem, to_yaml
+from minimind_dpo.config.compose import to_yaml
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.resume.checkpoint_io import newest_valid, read_header, step_files
 from minimind_dpo.training.resume.position import check_belongs, differences
@@ -270,7 +270,7 @@ def _identity(config: Config, data: PreferenceDataModule) -> dict[str, dict[str,
             "weights": file_digest(reference.path or config.model.path),
             "dtype": reference.dtype or config.model.dtype,
         },
-        "loss": asdict(loss_options(config)),
+        "loss": asdict(config.loss),
         "optimizer": optim,
         "schedule": asdict(config.schedule),
         "arithmetic": {"precision": config.trainer.precision, "dropout": config.model.dropout},

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
-from minimind_dpo.config.compose import ConfigError, Problem
+from minimind_dpo.options.problem import ConfigError, Problem
 
 log = logging.getLogger(__name__)
 

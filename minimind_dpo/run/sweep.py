@@ -34,7 +34,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
-from minimind_dpo.config.compose import ConfigError
+from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.lock import FolderLock
 
 FAILED: Final = float("nan")

@@ -26,12 +26,8 @@ from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metric
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
 from minimind_dpo.training.nan_guard import StepGuard
-from minimind_dpo.training.optim import (
-    OptimizerOptions,
-    ScheduleOptions,
-    make_optimizer,
-    schedule_factor,
-)
+from minimind_dpo.training.optim import make_optimizer, schedule_factor
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import NoReference, OnlineReference, ReferenceScorer
 from minimind_dpo.training.scoring import score
 

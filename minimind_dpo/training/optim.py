@@ -15,50 +15,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-SCHEDULES = ("cosine", "linear", "constant", "notebook")
-
-
-@dataclass(frozen=True, slots=True)
-class OptimizerOptions:
-    """AdamW (Loshchilov and Hutter 2019).
-
-    Attributes:
-        lr: Base learning rate.
-        betas: Decay of the running averages.
-        eps: Added to the denominator.
-        weight_decay: Decoupled decay of matrices; norms and biases have none.
-        decay_all: Decay those as well.
-        fused: One kernel for the whole update; None uses it where it exists.
-    """
-
-    lr: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    decay_all: bool = False
-    fused: bool | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleOptions:
-    """How the learning rate moves.
-
-    Attributes:
-        name: One of `SCHEDULES`.
-        warmup_steps: Optimizer steps of linear warmup.
-        warmup_ratio: The same as a share of all steps; used where warmup_steps is 0.
-        min_lr_ratio: Floor of cosine and linear as a share of the base learning rate.
-    """
-
-    name: str = "cosine"
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0
-    min_lr_ratio: float = 0.1
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 
 
 def make_optimizer(
@@ -74,12 +35,12 @@ def make_optimizer(
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": vector_decay},
     ]
     fused = options.fused
-    if fused is None:
+    if fused == "auto":
         fused = allow_fused and trainable[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
         [group for group in groups if group["params"]],
         lr=options.lr,
-        betas=options.betas,
+        betas=(options.betas[0], options.betas[1]),
         eps=options.eps,
         fused=fused,
     )

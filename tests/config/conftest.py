@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from minimind_dpo.config.check import Machine, validate
-from minimind_dpo.config.compose import ConfigError, compose
+from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import Config
+from minimind_dpo.options.problem import ConfigError
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from minimind_dpo import train
 from minimind_dpo.config.check import Machine, validate
-from minimind_dpo.config.compose import ConfigError, compose
+from minimind_dpo.config.compose import compose
+from minimind_dpo.options.problem import ConfigError
 
 HEADS = "model.config.num_attention_heads=4"
 

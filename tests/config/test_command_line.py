@@ -11,8 +11,9 @@ import pytest
 
 from minimind_dpo import train
 from minimind_dpo.config.command_line import check_jobs, read_command_line
-from minimind_dpo.config.compose import ConfigError, Problem, compose
+from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import Config
+from minimind_dpo.options.problem import ConfigError, Problem
 
 
 @pytest.mark.parametrize(

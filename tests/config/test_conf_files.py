@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from minimind_dpo.config.check import loss_options
 from minimind_dpo.config.compose import CONF_DIR, compose, find_conf, from_yaml, to_yaml
-from minimind_dpo.config.schema import schema_keys
+from minimind_dpo.config.schema import Config, schema_keys
+from minimind_dpo.objective.losses.divergences import DIVERGENCES
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.options.limits import keys_of
 
 GROUPS = sorted(p for p in CONF_DIR.glob("*/*.yaml") if p.parent.name not in ("hydra", "sweep"))
 SHIPPED = sorted(p for p in CONF_DIR.rglob("*.yaml") if "hydra" not in p.parts)
@@ -88,10 +90,16 @@ def test_every_key_has_a_value_but_the_two_that_a_user_must_give() -> None:
     assert (config.model.path, config.data.train) == ("", [])
 
 
-def test_the_group_loss_is_the_objective_s_own_options() -> None:
-    """Field for field, and with the same defaults: type sigmoid, beta 0.1, reduction sum."""
-    options = loss_options(compose())
-    assert options == type(options)()
+def test_conf_and_dataclasses_have_the_same_defaults_in_every_group() -> None:
+    config, defaults = compose(), Config()
+    defaults.model.path, defaults.data.train = "", []  # required: "???" until they are given
+    defaults.logger.options = config.logger.options  # keywords of the chosen logger's class
+    assert config == defaults
+
+
+def test_choices_of_f_divergence_are_the_functions_that_there_are() -> None:
+    kinds = next(key for key in keys_of(LossOptions) if key.name == "f_divergence")
+    assert set(kinds.limits[0].words) == set(DIVERGENCES)  # type: ignore[attr-defined]
 
 
 def test_experiment_notebook_has_the_notebook_s_numbers() -> None:

@@ -11,9 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from minimind_dpo.config.check_execution import STRATEGIES, parse_devices
 from minimind_dpo.config.compose import compose
-from minimind_dpo.config.schema import TrainerConfig
+from minimind_dpo.training.options import STRATEGIES, TrainerOptions, parse_devices
 
 # Made by this program from other groups, or by its run folder.
 OURS = {"logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing"}
@@ -36,7 +35,7 @@ PARAMETERS = inspect.signature(Trainer.__init__).parameters
 
 
 def test_the_schema_has_every_keyword_of_lightning_and_no_other() -> None:
-    ours = {field.name for field in dataclasses.fields(TrainerConfig)}
+    ours = {field.name for field in dataclasses.fields(TrainerOptions)}
     assert ours == set(PARAMETERS) - OURS - {"self"}
 
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models import load_model
 from minimind_dpo.models.export import native_name, save_hf, save_native
+from minimind_dpo.models.minimind.recognise import CheckpointError
 
 from .conftest import HUB, NATIVE, Golden, tiny_tokenizer, v2_state
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from minimind_dpo.evaluation.sampling import sample_answers, sample_completions
-from minimind_dpo.models import LoadedModel, load_model
+from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import PLANNED, use_planned_attention
+from minimind_dpo.models.load import LoadedModel
 
 from .conftest import Golden, tiny_tokenizer
 

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models import load_model
+from minimind_dpo.models.minimind.recognise import CheckpointError
 
 from .conftest import HUB, NATIVE, Golden
 

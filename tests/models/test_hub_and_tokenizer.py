@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
-from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models import load_model
 from minimind_dpo.models.export import save_hf
+from minimind_dpo.models.minimind.recognise import CheckpointError
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
 from .conftest import tiny_tokenizer, v2_state

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models import load_model
+from minimind_dpo.models.minimind.recognise import CheckpointError
 
 from .conftest import random_state, v2_state
 

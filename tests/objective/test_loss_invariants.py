@@ -12,7 +12,8 @@ from torch import Tensor
 
 from minimind_dpo.batch import PairLogps
 from minimind_dpo.objective.metrics import MetricSums, pair_metrics
-from minimind_dpo.objective.preference_loss import LOSSES, LossOptions, LossOutput, pair_losses
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import LOSSES, LossOutput, pair_losses
 
 # A function of the gap: ln 2 at policy = reference and the same after adding a constant to both.
 LOGISTIC = ("sigmoid", "aot", "aot_unpaired")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from minimind_dpo.batch import PairLogps
-from minimind_dpo.objective.preference_loss import LossOptions, pair_losses
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import pair_losses
 
 REDUCTIONS = {
     "v_learn_padmean": "padded_mean",

@@ -13,12 +13,8 @@ from torch import Tensor
 
 from minimind_dpo.batch import PairLogps
 from minimind_dpo.objective.metrics import MetricSums, pair_metrics
-from minimind_dpo.objective.preference_loss import (
-    LossOptions,
-    LossOutput,
-    pair_losses,
-    preference_loss,
-)
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import LossOutput, pair_losses, preference_loss
 
 Case = dict[str, Any]
 

@@ -16,7 +16,8 @@ from torch import Tensor
 from minimind_dpo.batch import PairLogps
 from minimind_dpo.objective.losses.reference_free import log1m_exp
 from minimind_dpo.objective.losses.weighting import token_positions
-from minimind_dpo.objective.preference_loss import LOSSES, LossOptions, pair_losses, preference_loss
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import LOSSES, pair_losses, preference_loss
 
 
 def one_pair(**settings: Any) -> float:

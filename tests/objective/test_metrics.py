@@ -7,7 +7,8 @@ import torch
 
 from minimind_dpo.batch import PairLogps
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
-from minimind_dpo.objective.preference_loss import LossOptions, pair_losses
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import pair_losses
 
 
 def logps(values: list[float], entropy: list[float] | None = None) -> PairLogps:

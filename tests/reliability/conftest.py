@@ -22,7 +22,7 @@ from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
 from minimind_dpo.training.resume.best import BestCheckpoint
 from minimind_dpo.training.resume.callback import ResumeCheckpoint

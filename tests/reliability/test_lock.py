@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from minimind_dpo.config.compose import ConfigError
+from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.lock import LOCK_FILE, FolderLock
 from minimind_dpo.run.sweep import SweepEnd
 

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from minimind_dpo.config.compose import ConfigError, compose
+from minimind_dpo.config.compose import compose
 from minimind_dpo.data.batches.step_plan import carry_over
+from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.folder import decide_run, file_digest, make_folder
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.resume.checkpoint_io import HEADER, AtomicCheckpointIO, step_file

@@ -16,14 +16,10 @@ from training_support import Memory
 from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.models import load_model
 from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
-from minimind_dpo.objective.preference_loss import LossOptions
+from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.optim import (
-    OptimizerOptions,
-    ScheduleOptions,
-    make_optimizer,
-    schedule_factor,
-)
+from minimind_dpo.training.optim import make_optimizer, schedule_factor
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
 
 REDUCTIONS = {

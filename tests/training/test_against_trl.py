@@ -20,7 +20,7 @@ from minimind_dpo.data.batches.step_plan import StepSampler, StepShape
 from minimind_dpo.data.datamodule import LaidOutPairs
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
 
 LAYOUTS = ("prefix_shared", "packed", "padded")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
 
-from minimind_dpo.objective.preference_loss import LossOptions
+from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
-from minimind_dpo.training.optim import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
 
 LN2 = math.log(2)

@@ -8,7 +8,7 @@ run again by a run that resumes from it, so that neither a step nor a point of a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from minimind_dpo.training.looks import Looks
 from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.options import CheckpointOptions
 from minimind_dpo.training.resume.best import BestCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
@@ -34,16 +35,6 @@ from minimind_dpo.training.resume.position import (
     use_new_learning_rate,
 )
 from minimind_dpo.training.signals import StopRequest
-
-
-class CheckpointOptions(Protocol):
-    """What `make_checkpoints` reads of the configuration."""
-
-    every_n_steps: int
-    save_top_k: int
-    monitor: str
-    mode: str
-    save_last: bool
 
 
 def make_checkpoints(

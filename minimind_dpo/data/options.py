@@ -1,0 +1,92 @@
+"""What a user may set about the preference pairs: one field for each key `data.*`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.data.read.sources import resolve_files
+from minimind_dpo.options.limits import (
+    COUNT,
+    MISSING,
+    NOT_NEGATIVE,
+    SHARE,
+    Choices,
+    Range,
+    as_list,
+    is_word,
+)
+from minimind_dpo.options.problem import Problem
+
+LAYOUTS: Final = ("prefix_shared", "packed", "padded")
+
+
+@dataclass
+class DataOptions:
+    """Preference pairs: files, lengths, batches, loading. `conf/data` says what each key means."""
+
+    train: Any = MISSING
+    val: Any = None
+    val_fraction: Annotated[float | None, SHARE] = None
+    layout: Annotated[str, Choices(*LAYOUTS)] = "prefix_shared"
+    pad_to_max_length: bool = False
+    batch_size: Annotated[int, COUNT] = 8
+    max_tokens_per_batch: Annotated[int | None, COUNT] = None
+    max_length: Annotated[int, Range(2)] = 1024
+    max_prompt_length: Annotated[int | None, COUNT] = None
+    max_completion_length: Annotated[int | None, COUNT] = None
+    chat_template: Annotated[str, Choices("auto", "none")] = "auto"
+    empty_think: Annotated[str, Choices("keep", "remove")] = "keep"
+    on_error: Annotated[str, Choices("stop", "skip")] = "stop"
+    shuffle: bool = True
+    drop_last: bool = False
+    num_workers: Annotated[int, NOT_NEGATIVE] = 2
+    pin_memory: bool | None = None
+    cache_dir: str = "outputs/cache"
+    tokenize_workers: Annotated[int | None, COUNT] = None
+
+    def __post_init__(self) -> None:
+        if self.train != MISSING:
+            self.train = as_list(self.train)
+        self.val = as_list(self.val)
+
+
+def data_problems(options: DataOptions) -> Iterator[Problem]:
+    """Files that are missing or named twice, and lengths that contradict each other."""
+    if not options.train:
+        why = "is missing: it names the preference pairs"
+        yield Problem("data.train", why, "For example: data.train=dpo.jsonl")
+    paths: dict[str, set[str]] = {}
+    for key, entries in (("data.train", options.train), ("data.val", options.val)):
+        bad = [entry for entry in entries if not is_word(entry)]
+        if bad:
+            why = "must be a file, a glob, a hub data set or a list of them"
+            yield Problem(key, why, value=bad)
+        elif entries:
+            paths[key] = yield from _file_problems(key, entries)
+    for path in sorted(set.intersection(*paths.values()) if len(paths) == 2 else ()):
+        why = "is in data.train as well, so validation would measure memory"
+        yield Problem("data.val", why, "Leave data.val out to split off unseen prompts.", path)
+    for key in ("max_prompt_length", "max_completion_length"):
+        value = getattr(options, key)
+        if value is not None and value >= options.max_length:
+            why = (
+                f"must be below data.max_length={options.max_length}, which has to hold both sides"
+            )
+            yield Problem(f"data.{key}", why, value=value)
+    if options.pad_to_max_length and options.layout != "padded":
+        fix = "Set data.layout=padded as well."
+        yield Problem("data.pad_to_max_length", "is for the padded layout alone", fix, True)
+
+
+def _file_problems(key: str, entries: list[str]) -> Generator[Problem, None, set[str]]:
+    """Files that are not there; returns the real paths of those that are."""
+    try:
+        return {os.path.realpath(file.path) for file in resolve_files(entries)}
+    except DataError as error:
+        for problem in error.problems:
+            yield Problem(key, problem.message, value=problem.source)
+    return set()

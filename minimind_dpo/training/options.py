@@ -1,0 +1,364 @@
+"""What a user may set about training: optimizer, schedule, reference, trainer, callbacks, guard."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
+
+from minimind_dpo.options.limits import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Choices,
+    Form,
+    Range,
+    is_number,
+)
+from minimind_dpo.options.problem import Problem, package_problems
+
+_TIME: Final = re.compile(r"\d+:\d\d:\d\d:\d\d")
+_TIME_UNITS: Final = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds")
+_HALF_WEIGHTS: Final = {
+    name: (
+        "updates of DPO's size vanish in half-precision weights",
+        f"Use {mixed}: half-precision arithmetic on float32 weights.",
+    )
+    for name, mixed in (
+        ("bf16-true", "bf16-mixed"),
+        ("16-true", "16-mixed"),
+        ("transformer-engine", "bf16-mixed"),
+    )
+}
+_SHARDED: Final = dict.fromkeys(
+    ("fsdp", "deepspeed"),
+    (
+        "it shards weights, but resume states and gradient norms here are those of whole weights",
+        "Use ddp.",
+    ),
+)
+STRATEGIES: Final = (
+    "auto",
+    "single_device",
+    "ddp",
+    "ddp_find_unused_parameters_false",
+    "ddp_find_unused_parameters_true",
+)
+
+
+def is_time(value: Any) -> bool:
+    """DD:HH:MM:SS, or {hours: 2, minutes: 30}."""
+    if isinstance(value, dict):
+        return bool(value) and all(
+            unit in _TIME_UNITS and is_number(amount) and amount >= 0
+            for unit, amount in value.items()
+        )
+    return isinstance(value, str) and _TIME.fullmatch(value) is not None
+
+
+def is_amount(value: Any) -> bool:
+    """A number of batches, or a share of them as a float."""
+    return is_number(value) and (value >= 0 if isinstance(value, int) else 0.0 <= value <= 1.0)
+
+
+def parse_devices(devices: Any) -> int | list[int] | None:
+    """What `trainer.devices` asks for: how many, which, or None for all (`auto`, -1).
+
+    As in Lightning, the text "2" is a number and "0,2" or "2," are indices.
+
+    Raises:
+        ValueError: It is none of these, or names a device twice.
+    """
+    if devices in ("auto", "-1", -1):
+        return None
+    if isinstance(devices, str):
+        listed = [int(part) for part in devices.split(",") if part.strip()]
+        devices = listed if "," in devices else listed[0]
+    if isinstance(devices, list):
+        if not devices or len(set(devices)) < len(devices):
+            raise ValueError(devices)
+        if not all(type(index) is int and index >= 0 for index in devices):
+            raise ValueError(devices)
+        return devices
+    if type(devices) is not int or devices < 1:  # a boolean is an int, but no number of devices
+        raise ValueError(devices)
+    return devices
+
+
+def _are_devices(value: Any) -> bool:
+    try:
+        parse_devices(value)
+    except (ValueError, TypeError, IndexError):
+        return False
+    return True
+
+
+# Limits are named functions: annotations are evaluated as text, where a lambda sees no module.
+def _are_betas(value: Any) -> bool:
+    return len(value) == 2 and all(beta in SHARE for beta in value)
+
+
+def _is_auto_or_switch(value: Any) -> bool:
+    return value == "auto" or isinstance(value, bool)
+
+
+def _is_warn_or_switch(value: Any) -> bool:
+    return value == "warn" or isinstance(value, bool)
+
+
+def _is_dev_run(value: Any) -> bool:
+    return isinstance(value, bool | int) and value >= 0
+
+
+def _is_interval(value: Any) -> bool:
+    return is_time(value) or (is_amount(value) and value > 0)
+
+
+def _is_sampling_time(value: Any) -> bool:
+    return value == "val" or (type(value) is int and value >= 1)
+
+
+_AMOUNT: Final = Form(is_amount, "a number of batches, a share from 0.0 to 1.0, or null")
+
+
+@dataclass
+class OptimizerOptions:
+    """AdamW (Loshchilov and Hutter 2019).
+
+    Attributes:
+        lr: Peak learning rate.
+        betas: Decay of the running averages.
+        eps: Added to the denominator.
+        weight_decay: Decoupled decay of matrices; norms and biases have none.
+        decay_all: Decay those as well.
+        fused: One kernel for the whole update: `auto` uses it where it exists.
+    """
+
+    lr: Annotated[float, POSITIVE] = 5e-7
+    betas: Annotated[
+        list[float],
+        Form(_are_betas, "two numbers, at least 0 and below 1"),
+    ] = field(default_factory=lambda: [0.9, 0.999])
+    eps: Annotated[float, POSITIVE] = 1e-8
+    weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
+    decay_all: bool = False
+    fused: Annotated[Any, Form(_is_auto_or_switch, "auto, true or false")] = "auto"
+
+
+@dataclass
+class ScheduleOptions:
+    """How the learning rate moves.
+
+    Attributes:
+        name: The curve; `training.optim` has the formulas.
+        warmup_steps: Optimizer steps of linear warmup.
+        warmup_ratio: The same as a share of all steps; used where warmup_steps is 0.
+        min_lr_ratio: Floor of cosine and linear as a share of the peak learning rate.
+    """
+
+    name: Annotated[str, Choices("cosine", "linear", "constant", "notebook")] = "cosine"
+    warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
+    warmup_ratio: Annotated[float, SHARE] = 0.1
+    min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1
+
+
+@dataclass
+class ReferenceOptions:
+    """The frozen reference and how its log-probs are had."""
+
+    path: str | None = None
+    mode: Annotated[str, Choices("precomputed", "online", "none")] = "precomputed"
+    dtype: Annotated[str | None, Choices("float32", "float64", "bfloat16", "float16")] = None
+    batch_tokens: Annotated[int, COUNT] = 16384
+
+
+@dataclass
+class TrainerOptions:
+    """Keywords of `lightning.pytorch.Trainer`, by their own names."""
+
+    accelerator: Annotated[str, Choices("auto", "cpu", "gpu", "cuda", "mps", "tpu")] = "auto"
+    strategy: Annotated[str, Choices(*STRATEGIES, refused=_SHARDED)] = "auto"
+    devices: Annotated[
+        Any,
+        Form(_are_devices, "a number of devices, a list of their indices ([0,2]), -1 or auto"),
+    ] = 1
+    num_nodes: Annotated[int, COUNT] = 1
+    precision: Annotated[
+        Any, Choices("32-true", "bf16-mixed", "16-mixed", "64-true", refused=_HALF_WEIGHTS)
+    ] = "32-true"
+    fast_dev_run: Annotated[
+        Any,
+        Form(_is_dev_run, "true, false or a number of batches"),
+    ] = False
+    max_epochs: Annotated[int | None, Range(-1)] = 1
+    min_epochs: Annotated[int | None, NOT_NEGATIVE] = None
+    max_steps: Annotated[int, Range(-1)] = -1
+    min_steps: Annotated[int | None, NOT_NEGATIVE] = None
+    max_time: Annotated[
+        Any, Form(is_time, "DD:HH:MM:SS (two hours: 00:02:00:00), or {hours:2,minutes:30}")
+    ] = None
+    limit_train_batches: Annotated[Any, _AMOUNT] = None
+    limit_val_batches: Annotated[Any, _AMOUNT] = None
+    limit_test_batches: Annotated[Any, _AMOUNT] = None
+    limit_predict_batches: Annotated[Any, _AMOUNT] = None
+    overfit_batches: Any = 0.0
+    val_check_interval: Annotated[
+        Any,
+        Form(
+            _is_interval,
+            "optimizer steps (1 or more), a share of an epoch (up to 1.0) or DD:HH:MM:SS",
+        ),
+    ] = 0.25
+    check_val_every_n_epoch: Annotated[int | None, COUNT] = 1
+    num_sanity_val_steps: Annotated[int, Range(-1)] = 0
+    log_every_n_steps: Annotated[int, COUNT] = 10
+    enable_progress_bar: bool = True
+    enable_model_summary: bool = False
+    accumulate_grad_batches: Annotated[int, COUNT] = 1
+    gradient_clip_val: Annotated[float | None, NOT_NEGATIVE] = 1.0
+    gradient_clip_algorithm: Annotated[str, Choices("norm", "value")] = "norm"
+    deterministic: Annotated[
+        Any,
+        Form(_is_warn_or_switch, "true, false, warn or null"),
+    ] = None
+    benchmark: bool | None = None
+    inference_mode: bool = True
+    use_distributed_sampler: bool = False
+    profiler: Annotated[str | None, Choices("simple", "advanced", "pytorch", "xla")] = None
+    detect_anomaly: bool = False
+    barebones: bool = False
+    sync_batchnorm: bool = False
+    reload_dataloaders_every_n_epochs: int = 0
+    enable_autolog_hparams: bool = True
+    model_registry: str | None = None
+
+    def __post_init__(self) -> None:
+        # Lightning's older spellings, so that the rest of the program compares with one name only.
+        older = {"32": "32-true", "64": "64-true", "16": "16-mixed", "bf16": "bf16-mixed"}
+        self.precision = older.get(str(self.precision), str(self.precision))
+
+
+@dataclass
+class LoggerOptions:
+    """Where curves go; `options` are keywords of that logger's own class."""
+
+    name: Annotated[str, Choices("tensorboard", "csv", "wandb", "swanlab", "none")] = "tensorboard"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class CheckpointOptions:
+    """When resume state is saved and what is kept."""
+
+    every_n_steps: Annotated[int, NOT_NEGATIVE] = 100
+    save_top_k: Annotated[int, Range(-1)] = 1
+    monitor: str = "val/loss"
+    mode: Annotated[str, Choices("min", "max")] = "min"
+    save_last: bool = True
+
+
+@dataclass
+class SamplesOptions:
+    """Answers to fixed prompts, logged as text."""
+
+    enabled: bool = True
+    prompts: list[str] = field(
+        default_factory=lambda: [
+            "你好，请介绍一下你自己。",
+            "为什么天空是蓝色的？",
+            "Give me three tips for a good night's sleep.",
+            "What is the capital of France?",
+        ]
+    )
+    max_new_tokens: Annotated[int, COUNT] = 128
+    temperature: Annotated[float, NOT_NEGATIVE] = 0.7
+    every: Annotated[Any, Form(_is_sampling_time, "val, or a number of optimizer steps")] = "val"
+
+
+@dataclass
+class MicroBatchOptions:
+    """Printing and exporting counted in micro-batches, as the notebook does."""
+
+    log_every: Annotated[int, NOT_NEGATIVE] = 0
+    export_every: Annotated[int, NOT_NEGATIVE] = 0
+
+
+@dataclass
+class CallbacksOptions:
+    """What watches a run."""
+
+    checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
+    samples: SamplesOptions = field(default_factory=SamplesOptions)
+    micro_batches: MicroBatchOptions = field(default_factory=MicroBatchOptions)
+    progress: Annotated[str, Choices("auto", "rich", "plain", "none")] = "auto"
+    weights_changed: bool = True
+    judge: Annotated[str, Choices("none", "demo")] = "none"
+
+
+@dataclass
+class GuardOptions:
+    """When a run that goes wrong is stopped."""
+
+    max_bad_steps: Annotated[int, COUNT] = 10
+    rank_timeout: Annotated[float, POSITIVE] = 1800.0
+    stop_grace: Annotated[float, NOT_NEGATIVE] = 5.0
+
+
+# Keywords of Lightning's Trainer that have one value here: why, and what to do instead.
+_FIXED: Final[dict[str, tuple[Any, str, str]]] = {
+    "overfit_batches": (
+        0,
+        "would replace the sampler that plans whole optimizer steps",
+        "Use trainer.limit_train_batches=N data.shuffle=false.",
+    ),
+    "use_distributed_sampler": (
+        False,
+        "would split pairs over ranks twice",
+        "Leave it false.",
+    ),
+    "barebones": (
+        False,
+        "forbids the logging and checkpoints that a run has",
+        "Leave it false.",
+    ),
+    "reload_dataloaders_every_n_epochs": (
+        0,
+        "is not needed: each epoch has its own order",
+        "Leave it 0.",
+    ),
+}
+
+
+def schedule_problems(options: ScheduleOptions) -> Iterator[Problem]:
+    """Warmup given twice, or where there can be none."""
+    if options.warmup_steps > 0 and options.warmup_ratio > 0:
+        why = f"excludes schedule.warmup_ratio={options.warmup_ratio:g}"
+        fix = "Set one of them to 0."
+        yield Problem("schedule.warmup_steps", why, fix, options.warmup_steps)
+    for key in ("warmup_steps", "warmup_ratio"):
+        if options.name == "notebook" and getattr(options, key) > 0:
+            why = f"has no warmup, but schedule.{key} is above 0"
+            yield Problem("schedule.name", why, f"Set schedule.{key}=0.", "notebook")
+
+
+def trainer_problems(options: TrainerOptions) -> Iterator[Problem]:
+    """A run without an end or without a step, and keywords with one possible value."""
+    bounds = (options.max_epochs, options.max_steps)
+    if all(bound in (None, -1) for bound in bounds) and options.max_time is None:
+        why = "leaves the run without an end"
+        fix = "Give trainer.max_epochs, trainer.max_steps or trainer.max_time."
+        yield Problem("trainer.max_epochs", why, fix, options.max_epochs)
+    for key in ("max_epochs", "max_steps", "limit_train_batches"):
+        if is_amount(getattr(options, key)) and getattr(options, key) == 0:
+            yield Problem(f"trainer.{key}", "trains nothing", value=0)
+    for name, (expected, why, fix) in _FIXED.items():
+        if getattr(options, name) != expected:
+            yield Problem(f"trainer.{name}", why, fix, getattr(options, name))
+
+
+def logger_problems(options: LoggerOptions) -> Iterator[Problem]:
+    """A logger whose package is not installed."""
+    if options.name in ("wandb", "swanlab"):
+        yield from package_problems("logger", options.name, options.name, options.name)
