@@ -10,9 +10,9 @@ another, so what they share lives here. Letters used in shapes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, ClassVar, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -72,6 +72,9 @@ class TokenizedPair:
     reference_logps: np.ndarray | None = None
 
 
+_ROUND = 128
+
+
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
     """Which keys each of T packed tokens attends to, without a mask.
@@ -87,6 +90,9 @@ class AttentionPlan:
         key_index: int64 (sum of key lengths,), the token behind each key, sequence by sequence.
         query_offsets: int32 (S + 1,), cumulative query lengths, for variable-length kernels.
         key_offsets: int32 (S + 1,), cumulative key lengths.
+        longest_query: At least the longest query length, rounded up to a multiple of `_ROUND`, so
+            that batches of like size look alike to a compiled kernel.
+        longest_key: The same of key lengths.
         masks: Scratch space of the attention function: masks made once a batch, by kind.
     """
 
@@ -95,32 +101,21 @@ class AttentionPlan:
     key_index: Tensor
     query_offsets: Tensor
     key_offsets: Tensor
+    longest_query: int = field(init=False)
+    longest_key: int = field(init=False)
     masks: dict[Any, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, lengths in (("query", self.query_lengths), ("key", self.key_lengths)):
+            rounded = -(-max(lengths, default=0) // _ROUND) * _ROUND
+            object.__setattr__(self, f"longest_{name}", rounded)
+
+    TENSORS: ClassVar = ("key_index", "query_offsets", "key_offsets")
 
     @property
     def key_lengths(self) -> tuple[int, ...]:
         """Keys that each sequence sees, borrowed and its own."""
         return tuple(b + q for b, q in zip(self.borrowed, self.query_lengths, strict=True))
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> AttentionPlan:
-        """Copy with its tensors on `device`; masks are made anew there."""
-        return AttentionPlan(
-            self.query_lengths,
-            self.borrowed,
-            self.key_index.to(device, non_blocking=non_blocking),
-            self.query_offsets.to(device, non_blocking=non_blocking),
-            self.key_offsets.to(device, non_blocking=non_blocking),
-        )
-
-    def pin_memory(self) -> AttentionPlan:
-        """Copy with its tensors in page-locked memory."""
-        return AttentionPlan(
-            self.query_lengths,
-            self.borrowed,
-            self.key_index.pin_memory(),
-            self.query_offsets.pin_memory(),
-            self.key_offsets.pin_memory(),
-        )
 
 
 class Window(NamedTuple):
@@ -152,6 +147,10 @@ class PreferenceBatch:
         window: What the optimizer step of this micro-batch holds; the batch itself by default.
         padded_positions: Label positions of a rectangle padded to the longest allowed length,
             which the `padded_mean` reduction divides by, whatever the layout.
+        num_tokens: Tokens of this batch that are not padding; counted where the batch is made, so
+            that a device need not be asked.
+
+    Its tensors are never replaced: a copy that has been made of them, packed, stays true.
     """
 
     _TENSORS = (
@@ -185,6 +184,7 @@ class PreferenceBatch:
         reference_token_logps: Tensor | None = None,
         window: Window | None = None,
         padded_positions: int = 0,
+        num_tokens: int | None = None,
     ) -> None:
         self.input_ids = input_ids
         self.position_ids = position_ids
@@ -200,42 +200,100 @@ class PreferenceBatch:
         self.reference_token_logps = reference_token_logps
         self.window = window or Window(self.num_pairs, int(split_sides(lengths)[0].sum()))
         self.padded_positions = padded_positions
+        if num_tokens is None:
+            num_tokens = int(input_ids.numel() if attention_mask is None else attention_mask.sum())
+        self.num_tokens = num_tokens
+        self._buffers: _Packed | None = None
 
     @property
     def num_pairs(self) -> int:
         """P, which may be 0."""
         return self.pair_index.numel()
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of this batch that are not padding."""
-        if self.attention_mask is not None:
-            return int(self.attention_mask.sum())
-        return self.input_ids.numel()
-
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PreferenceBatch:
-        """Copy on `device`; floats keep their precision."""
-        return self._map(
-            lambda tensor: tensor.to(device, non_blocking=non_blocking),
-            None if self.plan is None else self.plan.to(device, non_blocking),
-        )
+        """Copy on `device`, one transfer a dtype; floats keep their precision."""
+        return self._map(lambda buffer: buffer.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PreferenceBatch:
-        """Copy in page-locked memory, for fast transfers to a GPU."""
-        plan = None if self.plan is None else self.plan.pin_memory()
-        return self._map(lambda tensor: tensor.pin_memory(), plan)
+        """Copy in page-locked memory, for transfers to a GPU that the host does not wait for."""
+        return self._map(lambda buffer: buffer.pin_memory())
 
-    def _map(self, function: Any, plan: AttentionPlan | None) -> PreferenceBatch:
-        tensors = {name: getattr(self, name) for name in self._TENSORS}
-        moved: dict[str, Any] = {
-            name: None if tensor is None else function(tensor) for name, tensor in tensors.items()
+    def _map(self, function: Callable[[Tensor], Tensor]) -> PreferenceBatch:
+        return _unpacked(self._packed().map(function), self._plain())
+
+    def _packed(self) -> _Packed:
+        if self._buffers is None:
+            tensors = {name: getattr(self, name) for name in self._TENSORS}
+            if self.plan is not None:
+                tensors |= {name: getattr(self.plan, name) for name in AttentionPlan.TENSORS}
+            self._buffers = _Packed.of(tensors)
+        return self._buffers
+
+    def _plain(self) -> dict[str, Any]:
+        """What is no tensor."""
+        lengths = None if self.plan is None else (self.plan.query_lengths, self.plan.borrowed)
+        return {
+            "plan_lengths": lengths,
+            "window": self.window,
+            "padded_positions": self.padded_positions,
+            "num_tokens": self.num_tokens,
         }
-        return PreferenceBatch(
-            plan=plan,
-            window=self.window,
-            padded_positions=self.padded_positions,
-            **moved,
-        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A loading process hands over a few buffers, not a file descriptor for each tensor.
+        return _unpacked, (self._packed(), self._plain())
+
+
+@dataclass(frozen=True, slots=True)
+class _Packed:
+    """Named tensors side by side: one buffer a dtype, so that few copies move them all.
+
+    Attributes:
+        buffers: The elements of all tensors of a dtype, (sum of their sizes,).
+        shapes: Dtype and shape of each tensor, in the order of the buffers; None for no tensor.
+    """
+
+    buffers: dict[torch.dtype, Tensor]
+    shapes: dict[str, tuple[torch.dtype, torch.Size] | None]
+
+    @classmethod
+    def of(cls, tensors: dict[str, Tensor | None]) -> _Packed:
+        """Copy tensors into buffers."""
+        parts: dict[torch.dtype, list[Tensor]] = {}
+        for tensor in tensors.values():
+            if tensor is not None:
+                parts.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+        shapes = {name: None if t is None else (t.dtype, t.shape) for name, t in tensors.items()}
+        return cls({dtype: torch.cat(flat) for dtype, flat in parts.items()}, shapes)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Packed:
+        """The same tensors in other memory."""
+        return _Packed({dtype: function(x) for dtype, x in self.buffers.items()}, self.shapes)
+
+    def tensors(self) -> dict[str, Tensor | None]:
+        """Views of the buffers."""
+        start = dict.fromkeys(self.buffers, 0)
+        views: dict[str, Tensor | None] = {}
+        for name, known in self.shapes.items():
+            if known is None:
+                views[name] = None
+                continue
+            dtype, shape = known
+            end = start[dtype] + shape.numel()
+            views[name] = self.buffers[dtype][start[dtype] : end].view(shape)
+            start[dtype] = end
+        return views
+
+
+def _unpacked(packed: _Packed, plain: dict[str, Any]) -> PreferenceBatch:
+    tensors: dict[str, Any] = packed.tensors()
+    lengths = plain.pop("plan_lengths")
+    plan = None
+    if lengths is not None:
+        plan = AttentionPlan(*lengths, *(tensors.pop(name) for name in AttentionPlan.TENSORS))
+    batch = PreferenceBatch(plan=plan, **tensors, **plain)
+    batch._buffers = packed
+    return batch
 
 
 @dataclass(frozen=True, slots=True)
