@@ -6,14 +6,16 @@ tokens are cut into sequences, each sees its own keys and those it borrows from 
 it (the shared prompt), causally, aligned at the end. A mask function of the same name returns
 nothing, or transformers would build a T x T mask each forward.
 
-On CUDA in half precision one variable-length kernel does the whole batch, on a CPU long sequences
-go in blocks of queries (`block_attention`); elsewhere, and where scores are capped or weights are
-dropped, each sequence is one `scaled_dot_product_attention`.
+On CUDA in half precision one variable-length kernel does the whole batch (`cuda_varlen`), on a CPU
+long sequences go in blocks of queries (`cpu_blocks`); elsewhere, and where scores are capped or
+weights are dropped, each sequence is one `scaled_dot_product_attention`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +26,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from minimind_dpo.batch import AttentionPlan
 from minimind_dpo.models.attention.cpu_blocks import block_attention
+from minimind_dpo.models.attention.cuda_varlen import varlen_attention, why_not_varlen
+
+log = logging.getLogger(__name__)
 
 PLANNED = "minimind_dpo_planned"
 
@@ -77,17 +82,34 @@ def planned_attention(
             "express. Use data.layout=padded for it."
         )
     window = sliding_window if sliding_window and sliding_window < max(plan.key_lengths) else None
-    if _varlen_applies(query, softcap, dropout):
-        return _varlen(query, key, value, plan, scaling, window), None
+    if query.device.type == "cuda":
+        query, key, value = _in_autocast_dtype(query, key, value)
+        obstacle = why_not_varlen(query, value, softcap, dropout)
+        _tell_once(obstacle)
+        if obstacle is None:
+            return varlen_attention(query, key, value, plan, scaling, window), None
     if _blocks_apply(query, plan, softcap, dropout):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         return block_attention(q, k, v, plan, scaling, window).unsqueeze(0), None
     return _per_sequence(query, key, value, plan, scaling, window, softcap, dropout), None
 
 
-def _varlen_applies(query: Tensor, softcap: float | None, dropout: float) -> bool:
-    half = query.dtype in (torch.float16, torch.bfloat16)
-    return query.is_cuda and half and softcap is None and dropout == 0.0
+def _in_autocast_dtype(*tensors: Tensor) -> Iterator[Tensor]:
+    """Cast as autocast casts the inputs of attention that it knows.
+
+    Norms of queries and keys, and rotations by float32 angles, give float32 under autocast.
+    """
+    on = torch.is_autocast_enabled("cuda")
+    dtype = torch.get_autocast_dtype("cuda")
+    return (x.to(dtype) if on else x for x in tensors)
+
+
+@functools.cache
+def _tell_once(obstacle: str | None) -> None:
+    if obstacle is None:
+        log.info("Attention: one variable-length kernel a layer")
+    else:
+        log.info(f"Attention: sequence by sequence, since {obstacle}")
 
 
 def _blocks_apply(
@@ -95,38 +117,6 @@ def _blocks_apply(
 ) -> bool:
     long = sum(plan.key_lengths) >= LONG * len(plan.key_lengths)
     return long and query.device.type == "cpu" and softcap is None and dropout == 0.0
-
-
-def _varlen(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: AttentionPlan,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    from torch.nn.attention.varlen import varlen_attn
-
-    keys = key[0].transpose(0, 1)
-    values = value[0].transpose(0, 1)
-    if any(plan.borrowed):
-        keys = keys.index_select(0, plan.key_index)
-        values = values.index_select(0, plan.key_index)
-    out = varlen_attn(
-        query[0].transpose(0, 1),
-        keys,
-        values,
-        plan.query_offsets,
-        plan.key_offsets,
-        max(plan.query_lengths),
-        max(plan.key_lengths),
-        scale=scaling,
-        # (left, right) reach of each query, aligned at the end; right 0 makes it causal.
-        window_size=(-1 if window is None else window - 1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
-    )
-    assert isinstance(out, Tensor)
-    return out.unsqueeze(0)
 
 
 def _per_sequence(
@@ -164,7 +154,9 @@ def _attend(
     softcap: float | None,
     dropout: float,
 ) -> Tensor:
-    grouped = q.shape[1] != k.shape[1]
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and (softcap is not None or _lacks_groups(q, mask)):
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     if softcap is None:
         return F.scaled_dot_product_attention(
             q,
@@ -174,16 +166,25 @@ def _attend(
             is_causal=mask is None,
             dropout_p=dropout,
             scale=scaling,
-            enable_gqa=grouped,
+            enable_gqa=q.shape[1] != k.shape[1],
         )
-    groups = q.shape[1] // k.shape[1]
-    k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
     scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
     scores = softcap * torch.tanh(scores / softcap)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
     weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
     return F.dropout(weights.to(v.dtype), dropout) @ v
+
+
+def _lacks_groups(query: Tensor, mask: Tensor | None) -> bool:
+    """Whether CUDA's fused kernels for this call take no grouped heads.
+
+    Flash attention does; the memory-efficient kernel, for masks and full precision, does not, and
+    torch would fall back to the mathematical path, which writes all scores.
+    """
+    return query.is_cuda and (
+        mask is not None or query.dtype not in (torch.float16, torch.bfloat16)
+    )
 
 
 def _causal_mask(
@@ -224,6 +225,9 @@ def use_planned_attention(model: PreTrainedModel, planned: bool) -> None:
     Raises:
         ValueError: The model does not use transformers' attention interface.
     """
+    if torch.cuda.is_available():
+        # cuDNN, torch's first choice on cards of capability 9 and 10, plans each new length anew.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     wanted = PLANNED if planned else plain_implementation(model)
     if model.config._attn_implementation == wanted:
         return
