@@ -78,7 +78,7 @@ def through_trainer(request: Request, clock: Clock) -> Run:
         PrecomputedReference(batch_tokens=request.batch_tokens, progress=False),
         LossOptions(beta=request.beta),
         optimizer=OptimizerOptions(lr=request.lr),
-        schedule=ScheduleOptions("constant"),
+        schedule=ScheduleOptions("constant", warmup_ratio=0.0),
     )
     timed = _Timed(clock)
     trainer = L.Trainer(

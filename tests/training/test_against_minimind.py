@@ -109,6 +109,6 @@ def test_four_steps_give_the_numbers_of_the_script(shared: Path, dialect: str) -
 
 def test_the_notebooks_schedule_starts_above_the_base_rate(shared: Path) -> None:
     golden = json.loads((shared / "golden/minimind/dpo_trace.json").read_text())
-    factor = schedule_factor(ScheduleOptions("notebook"), 4)
+    factor = schedule_factor(ScheduleOptions("notebook", warmup_ratio=0.0), 4)
     rates = [1e-3 * factor(step) for step in range(4)]
     assert rates == pytest.approx([step["lr"] for step in golden[0]["steps"]], rel=1e-9)

@@ -26,7 +26,7 @@ def make_module(dtype: torch.dtype = torch.float32, **options: Any) -> DPOModule
         tiny_model(0, dtype),
         options.pop("reference", tiny_model(0, dtype)),
         optimizer=OptimizerOptions(lr=options.pop("lr", 1e-3), fused=False),
-        schedule=ScheduleOptions("constant"),
+        schedule=ScheduleOptions("constant", warmup_ratio=0.0),
         **options,
     )
 
