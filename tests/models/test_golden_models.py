@@ -6,10 +6,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from golden_support import HUB, NATIVE, Golden
 
 from minimind_dpo.models import CheckpointError, load_model
-
-from .conftest import HUB, NATIVE, Golden
 
 CLASSES = {
     "v_learn": "VLearnForCausalLM",
