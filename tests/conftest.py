@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
+from golden_support import Golden
+from published import TOKENIZERS
+
+# Of texts and tokenizers that are not part of the project.
+collect_ignore = [] if TOKENIZERS else ["data/test_published_tokenizers.py"]
 
 
 @pytest.fixture(autouse=True)
@@ -22,10 +26,7 @@ def _own_library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder with numbers from the original programs; not part of this project."""
-    default = Path(__file__).resolve().parents[2] / "shared"
-    folder = Path(os.environ.get("MINIMIND_DPO_SHARED", default))
-    if not (folder / "golden").is_dir():
-        pytest.skip(f"needs the reference numbers of the original programs, not found in {folder}")
-    return folder
+def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Golden]:
+    """The tiny model of a generation, and the numbers that its original program gave for it."""
+    folder = tmp_path_factory.mktemp("golden")
+    return lambda name: Golden(name, folder)

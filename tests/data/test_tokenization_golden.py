@@ -1,140 +1,120 @@
-"""Against the masks of MiniMind's own data sets: the same ids, and the same tokens scored.
+"""Against the masks of MiniMind's own data sets: the same tokens scored, from ids alone.
 
-The golden text was encoded whole and cut on the right; here prompt and completion are encoded as
-parts and the prompt is cut on the left. Where the two cannot agree is listed below with the reason;
-everywhere else ids and mask are equal.
+The golden ids are those of whole conversations, cut on the right. Here they become turns again,
+spelt with one private-use character an id, so that a tokenizer of characters gives back the ids
+that the real one gave; template, headers and end-of-turn tokens are each generation's own.
 """
 
 from __future__ import annotations
 
-import functools
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from golden_support import numbers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
-from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.batch import Message, PreferencePair, TokenizedPair
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
-TOKENIZERS = {
-    "v3": "minimind-3",
-    "v3_think_removed": "minimind-3",
-    "v2c": "minimind2",
-    "v_learn": "minimind-v-learn",
-}
-INJECTED = "the user spells a header: special tokens in the golden text, plain text here"
-MERGED = "leading space or newlines merge with the header's newline across the boundary"
-CUT = "too long: the golden text loses its answer's end, here the prompt loses its beginning"
+MASKS = numbers("minimind/loss_masks")
+INJECTED = "the user's turn spells a header, special tokens in the golden ids"
+MERGED = "a leading space or newline is one token with the header's newline"
+CUT = "too long: the golden ids lose the answer's end, here the prompt loses its beginning"
 EXCEPTIONS = {
-    **{("user_injects_header", name): INJECTED for name in TOKENIZERS},
+    **{("user_injects_header", name): INJECTED for name in MASKS["tokenizers"]},
     ("leading_newlines", "v_learn"): MERGED,
     ("leading_4_spaces_code", "v3"): MERGED,
     ("leading_4_spaces_code", "v3_think_removed"): MERGED,
     ("leading_4_spaces_code", "v2c"): MERGED,
     ("en_single", "v_learn"): CUT,
     ("truncated_inside_answer", "v_learn"): CUT,
-    **{("truncated_before_answer", name): CUT for name in TOKENIZERS},
+    **{("truncated_before_answer", name): CUT for name in MASKS["tokenizers"]},
 }
+TEMPLATE = """\
+{%- for m in messages -%}
+<|im_start|>{{ headers[m.role] }}
+{%- if m.role == 'assistant' and '</think>' not in m.content %}{{ block }}{% endif -%}
+{{ m.content }}<|im_end|>{{ newline }}
+{%- endfor -%}
+{%- if add_generation_prompt %}<|im_start|>{{ headers['assistant'] }}{{ block }}{% endif -%}
+"""
 
 
-def golden_cases(shared: Path) -> list[tuple[dict[str, Any], str, dict[str, Any]]]:
-    golden = json.loads((shared / "golden/minimind/loss_masks.json").read_text(encoding="utf-8"))
-    return [(c, name, c["cases"][name]) for c in golden["conversations"] for name in c["cases"]]
+class Speller:
+    """One generation's ids as characters, special tokens by their names."""
+
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self.characters = [chr(0xE000 + i) for i in range(facts["vocabulary"])]
+        self.characters[facts["newline"]] = "\n"
+        self.names = {facts["start"]: "<|im_start|>", facts["end"]: "<|im_end|>"}
+        if facts["think"]:
+            self.names |= dict(zip(facts["think"], ("<think>", "</think>"), strict=True))
+        vocabulary = {c: i for i, c in enumerate(self.characters) if i not in self.names}
+        vocabulary |= {name: i for i, name in self.names.items()}
+        core = Tokenizer(models.WordLevel(vocabulary, unk_token=self.characters[-1]))
+        core.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+        core.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+        core.add_tokens([*self.names.values()][2:])
+        self.tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>")
+        headers = {role: self.spelt(ids) for role, ids in facts["headers"].items()}
+        block = "<think>\n\n</think>\n\n" if facts["think"] else ""
+        self.options = {"headers": headers, "newline": "\n", "block": block}
+
+    def spelt(self, ids: Sequence[int]) -> str:
+        return "".join(self.names.get(i, self.characters[i]) for i in ids)
+
+    def turns(self, ids: Sequence[int]) -> list[Message]:
+        """The conversation behind these ids, without the empty think blocks of its template."""
+        turns: list[Message] = []
+        for part in self.spelt(ids).split("<|im_start|>")[1:]:
+            roles = self.options["headers"].items()
+            role, header = next((r, h) for r, h in roles if part.startswith(h))
+            if part == header:  # the notebook's template opens one more answer
+                continue
+            content = part[len(header) :].removeprefix(self.options["block"])
+            turns.append({"role": role, "content": content.partition("<|im_end|>")[0]})
+        return turns
 
 
-@pytest.fixture(scope="module")
-def tokenizers(shared: Path) -> dict[str, Any]:
-    loaded = {
-        n: AutoTokenizer.from_pretrained(shared / "tokenizers" / n) for n in TOKENIZERS.values()
-    }
-    return {name: loaded[folder] for name, folder in TOKENIZERS.items()}
+@cache
+def speller(name: str) -> Speller:
+    return Speller(MASKS["tokenizers"][name])
 
 
-@functools.cache
-def rules_of(tokenizer: Any, limit: int, empty_think: str) -> PairTokenizer:
-    return PairTokenizer(tokenizer, max_length=limit, empty_think=empty_think)
-
-
-def tokenize(tokenizer: Any, name: str, conversation: dict[str, Any], limit: int) -> TokenizedPair:
-    turns = conversation["messages"]
+def tokenize(name: str, ids: Sequence[int], limit: int) -> TokenizedPair:
+    spell = speller(name)
+    rules = PairTokenizer(
+        spell.tokenizer,
+        max_length=limit,
+        chat_template=TEMPLATE,
+        template_options=spell.options,
+        empty_think="remove" if "removed" in name else "keep",
+    )
+    turns = spell.turns(ids)
     while turns[-1]["role"] != "assistant":
         turns = turns[:-1]
-    rules = rules_of(tokenizer, limit, "remove" if "removed" in name else "keep")
-    other = {"role": "assistant", "content": "zz"}
+    other: Message = {"role": "assistant", "content": spell.characters[-1] * 2}
     result = rules.tokenize(PreferencePair(tuple(turns[:-1]), turns[-1], other, "golden"))
     assert isinstance(result, TokenizedPair)
     return result
 
 
-def test_ids_and_mask_equal_the_golden_ones(shared, tokenizers) -> None:
+@pytest.mark.parametrize(
+    ("name", "count"), [("v3", 9), ("v3_think_removed", 8), ("v2c", 9), ("v_learn", 7)]
+)
+def test_prompt_and_completion_are_parted_where_the_golden_mask_begins(
+    name: str, count: int
+) -> None:
     equal = 0
-    for conversation, name, case in golden_cases(shared):
-        key = (conversation["name"], name)
-        mask = case["masks"]["proposed_last_turn"]
-        scored = [i for i, scores in zip(case["ids"], mask, strict=True) if scores == "1"]
-        before = case["ids"][: mask.find("1")]
-        result = tokenize(tokenizers[name], name, conversation, conversation["max_length"])
-        same = (result.prompt_ids.tolist(), result.chosen_ids.tolist()) == (before, scored)
-        assert same == (key not in EXCEPTIONS), key
-        equal += same
-    assert equal == 33
-    assert len(EXCEPTIONS) == 14
-
-
-def test_the_exceptions_score_exactly_the_printed_answer(shared, tokenizers) -> None:
-    for conversation, name, case in golden_cases(shared):
-        reason = EXCEPTIONS.get((conversation["name"], name))
-        if reason is None:
+    for case in MASKS["cases"]:
+        if case["tokenizer"] != name or (case["conversation"], name) in EXCEPTIONS:
             continue
-        tokenizer = tokenizers[name]
-        header = "<|im_start|>assistant\n"
-        header += "<think>\n\n</think>\n\n" if name == "v3" else ""
-        prompt, printed = case["rendered"].rsplit(header, 1)
-        expected = printed.removesuffix("\n")
-        limit = conversation["max_length"]
-        result = tokenize(tokenizer, name, conversation, limit)
-        assert result.prompt_ids.tolist()[-3:] == tokenizer.encode(header)[-3:]
-        if reason is not CUT:
-            assert tokenizer.decode(result.prompt_ids) == prompt + header
-            assert tokenizer.decode(result.chosen_ids) == expected
-            continue
-        assert len(result.prompt_ids) + len(result.chosen_ids) <= limit
-        whole = tokenize(tokenizer, name, conversation, 10_000)
-        assert tokenizer.decode(whole.chosen_ids) == expected
-        kept = len(result.chosen_ids)
-        assert result.chosen_ids.tolist() == whole.chosen_ids.tolist()[:kept]
-        kept = len(result.prompt_ids)
-        assert result.prompt_ids.tolist() == whole.prompt_ids.tolist()[-kept:]
-
-
-def test_an_injected_header_is_not_a_special_token(shared, tokenizers) -> None:
-    for conversation, name, case in golden_cases(shared):
-        if conversation["name"] != "user_injects_header":
-            continue
-        tokenizer = tokenizers[name]
-        start, end = (tokenizer.convert_tokens_to_ids(f"<|im_{t}|>") for t in ("start", "end"))
-        ours = tokenize(tokenizer, name, conversation, 96).prompt_ids.tolist()
-        injected = case["ids"][: case["masks"]["proposed_last_turn"].find("1")]
-        assert ours.count(start) == injected.count(start) - 1
-        assert ours.count(end) == injected.count(end) - 1
-
-
-@pytest.mark.parametrize("name", ["v3", "v2c", "v_learn"])
-def test_real_pairs_split_where_the_whole_text_does(shared, tokenizers, name) -> None:
-    tokenizer = tokenizers[name]
-    rules = PairTokenizer(tokenizer, max_length=100_000)
-    for language in ("zh", "en"):
-        text = (shared / f"data/dpo_{language}.jsonl").read_text(encoding="utf-8")
-        for line in text.split("\n")[:8]:
-            record = json.loads(line)
-            *turns, chosen = record["chosen"]
-            result = rules.tokenize(
-                PreferencePair(tuple(turns), chosen, record["rejected"][-1], "golden")
-            )
-            assert isinstance(result, TokenizedPair)
-            whole = tokenizer.apply_chat_template(record["chosen"], tokenize=False)
-            ids = [*result.prompt_ids.tolist(), *result.chosen_ids.tolist()]
-            assert ids == tokenizer.encode(whole.removesuffix("\n"))
-            assert ids[-1] == tokenizer.eos_token_id
+        first, end = case["scored"]
+        pair = tokenize(name, case["ids"], case["max_length"])
+        assert pair.prompt_ids.tolist() == case["ids"][:first], case["conversation"]
+        assert pair.chosen_ids.tolist() == case["ids"][first:end], case["conversation"]
+        equal += 1
+    assert equal == count

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import ASSETS, HELD_OUT, MODEL, PREFERENCES, TOKENIZER
 from minimind_dpo.demo.evaluate import evaluate, held_out_prompts
 from minimind_dpo.demo.judge import Verdict, judge
@@ -88,14 +91,28 @@ def test_the_tokenizer_has_minimind_ids_and_writes_its_headers() -> None:
         assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
 
-def test_tokenizer_special_tokens_are_those_of_minimind(shared: Path) -> None:
-    theirs = json.loads((shared / "tokenizers/minimind-3/tokenizer.json").read_text())
-    ours = json.loads((TOKENIZER / "tokenizer.json").read_text())
-    for tokenizer in (theirs, ours):
-        tokenizer["added"] = [
-            (t["id"], t["content"], t["special"]) for t in tokenizer["added_tokens"]
-        ]
-    assert ours["added"] == theirs["added"]
+def test_added_tokens_are_those_of_minimind_3() -> None:
+    added = json.loads((TOKENIZER / "tokenizer.json").read_text())["added_tokens"]
+    assert [token["id"] for token in added] == list(range(36))
+    rows = json.dumps([(token["id"], token["content"], token["special"]) for token in added])
+    # Of the same rows of minimind-3's tokenizer.json.
+    assert hashlib.sha256(rows.encode()).hexdigest() == (
+        "d3dfd9172c673dd7a715bf994b7b58db679269faf418279113542c1b8906e05e"
+    )
+
+
+def test_every_pair_is_parted_where_its_whole_text_is() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    rules = PairTokenizer(tokenizer, max_length=1000)
+    for pair in read(PREFERENCES):
+        *turns, chosen = pair["chosen"]
+        parts = rules.tokenize(PreferencePair(tuple(turns), chosen, pair["rejected"][-1], "demo"))
+        assert isinstance(parts, TokenizedPair)
+        for side, ids in (("chosen", parts.chosen_ids), ("rejected", parts.rejected_ids)):
+            whole = tokenizer.apply_chat_template(pair[side], tokenize=False)
+            expected = tokenizer.encode(whole.removesuffix("\n"))
+            assert [*parts.prompt_ids.tolist(), *ids.tolist()] == expected
+            assert ids[-1] == tokenizer.eos_token_id
 
 
 def test_the_model_answers_right_and_in_either_manner_half_the_time(

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,47 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from minimind_dpo.batch import AttentionPlan
 
-NATIVE = (
-    "v_learn",
-    "v_learn_half",
-    "v1",
-    "v1_moe",
-    "v2a",
-    "v2a_moe",
-    "v2",
-    "v2_moe",
-    "v3",
-    "v3_half",
-    "v3_moe_top1",
-    "v3_moe_top2",
-    "v3_moe_fused",
-)
-HUB = ("hf_llama", "hf_qwen3", "hf_qwen3_moe")
-
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }} <|im_end|>{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
 )
-
-
-class Golden:
-    """One folder of the original programs' numbers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.data: dict[str, Any] = json.loads((folder / "golden.json").read_text())
-        files = list(folder.glob("*.pth"))
-        self.path = files[0] if files else folder
-        # v1 and v2a have the same keys, and both tiny ones 1 key row to 2 query rows.
-        self.config = (
-            {**self.data["config"], "generation": self.data["generation"]} if files else {}
-        )
-        self.input_ids = torch.tensor(self.data["input_ids"])
-        self.logits = torch.tensor(self.data["logits"])
-
-
-@pytest.fixture
-def golden(shared: Path) -> Callable[[str], Golden]:
-    return lambda name: Golden(shared / "golden" / "models" / name)
 
 
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[str, Tensor]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from golden_support import Golden, numbers
 
 from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import use_planned_attention
@@ -21,7 +20,7 @@ from minimind_dpo.models.moe_balance import (
     router_aux_loss,
 )
 
-from .conftest import Golden, plan_of
+from .conftest import plan_of
 
 
 def everything(rows: int, columns: int) -> TokenLayout:
@@ -46,10 +45,9 @@ def test_the_balance_loss_is_that_of_the_original(
 
 @pytest.mark.parametrize("name", ["v2_moe", "v3_moe_top1"])
 def test_the_balance_loss_opens_the_original_training_trace(
-    name: str, golden: Callable[[str], Golden], shared: Path
+    name: str, golden: Callable[[str], Golden]
 ) -> None:
-    traces = json.loads((shared / "golden" / "minimind" / "dpo_trace.json").read_text())
-    trace = next(trace for trace in traces if trace["dialect"] == name)
+    trace = next(t for t in numbers("minimind/dpo_trace") if t["dialect"] == name)
     g = golden(name)
     loaded = load_model(g.path, config=g.config, tokenizer=False)
     ids = torch.tensor(trace["input_ids"][0])[:, :-1]

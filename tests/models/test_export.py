@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from golden_support import HUB, NATIVE, Golden
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimind_dpo.models import load_model
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.minimind.recognise import CheckpointError
 
-from .conftest import HUB, NATIVE, Golden, tiny_tokenizer, v2_state
+from .conftest import tiny_tokenizer, v2_state
 
 HEADS = {"num_attention_heads": 4}
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_support import Golden
 
 from minimind_dpo.evaluation.sampling import sample_answers, sample_completions
 from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import PLANNED, use_planned_attention
 from minimind_dpo.models.load import LoadedModel
 
-from .conftest import Golden, tiny_tokenizer
+from .conftest import tiny_tokenizer
 
 TURNS = [{"role": "user", "content": "w1 w2 w3"}]
 

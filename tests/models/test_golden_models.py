@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from golden_support import HUB, NATIVE, Golden
 
 from minimind_dpo.models import load_model
 from minimind_dpo.models.minimind.recognise import CheckpointError
-
-from .conftest import HUB, NATIVE, Golden
 
 CLASSES = {
     "v_learn": "VLearnForCausalLM",

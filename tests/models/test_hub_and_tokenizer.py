@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from published import TOKENIZERS
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
+from minimind_dpo.demo import TOKENIZER
 from minimind_dpo.models import load_model
 from minimind_dpo.models.export import save_hf
 from minimind_dpo.models.minimind.recognise import CheckpointError
@@ -337,11 +339,8 @@ def test_weights_are_loaded_in_the_dtype_asked_for(v2_file: Path) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("name", ["minimind-3", "minimind2", "minimind-v-learn"])
-def test_the_published_tokenizers_end_turns_and_survive_an_export(
-    name: str, shared: Path, tmp_path: Path
-) -> None:
-    folder = shared / "tokenizers" / name
+@pytest.mark.parametrize("folder", [TOKENIZER, *TOKENIZERS], ids=lambda folder: folder.name)
+def test_published_tokenizers_end_turns_and_survive_an_export(folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "full_sft_16.pth"
     torch.save(v2_state(vocab=6400), path)
     loaded = load_model(path, folder, HEADS)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
+from golden_support import numbers
 from torch import Tensor
 
 from minimind_dpo.batch import PairLogps
@@ -30,8 +28,8 @@ def scored(logits: Tensor, labels: Tensor, mask: Tensor) -> PairLogps:
 
 
 @pytest.mark.parametrize("rule", REDUCTIONS)
-def test_every_rule_minimind_has_had_is_a_reduction(shared: Path, rule: str):
-    cases = json.loads((shared / "golden/minimind/dpo_loss.json").read_text())["cases"]
+def test_every_rule_minimind_has_had_is_a_reduction(rule: str):
+    cases = numbers("minimind/dpo_loss")["cases"]
     assert len(cases) == 5
     undefined = 0
     for case in cases:

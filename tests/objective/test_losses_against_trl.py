@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Any
 
+import golden_support
 import pytest
 import torch
 from torch import Tensor
@@ -26,8 +25,8 @@ IGNORES_SMOOTHING = {"sigmoid", "sigmoid_norm"}
 
 
 @pytest.fixture(scope="module")
-def golden(shared: Path) -> dict[str, Any]:
-    return json.loads((shared / "golden/trl/losses.json").read_text())
+def golden() -> dict[str, Any]:
+    return golden_support.numbers("trl/losses")
 
 
 def numbers(values: Any, dtype: torch.dtype) -> Tensor:

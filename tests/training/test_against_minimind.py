@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from golden_support import Golden, numbers
 from torch import Tensor
 from torch.utils.data import DataLoader
 from training_support import Memory
@@ -63,12 +63,12 @@ class AtTheirRates(DPOModule):
 
 
 @pytest.mark.parametrize("dialect", TRACES)
-def test_four_steps_give_the_numbers_of_the_script(shared: Path, dialect: str) -> None:
-    golden = json.loads((shared / "golden/minimind/dpo_trace.json").read_text())
-    trace = next(trace for trace in golden if trace["dialect"] == dialect)
-    folder = shared / "golden" / "models" / dialect
-    config = json.loads((folder / "golden.json").read_text())["config"]
-    policy, reference = (load_model(next(folder.glob("*.pth")), False, config) for _ in range(2))
+def test_four_steps_give_the_numbers_of_the_script(
+    golden: Callable[[str], Golden], dialect: str
+) -> None:
+    trace = next(t for t in numbers("minimind/dpo_trace") if t["dialect"] == dialect)
+    g = golden(dialect)
+    policy, reference = (load_model(g.path, False, g.config) for _ in range(2))
     module = AtTheirRates(
         policy.model,
         OnlineReference(reference.model),
@@ -107,8 +107,8 @@ def test_four_steps_give_the_numbers_of_the_script(shared: Path, dialect: str) -
     torch.testing.assert_close(logits, final, atol=3e-3, rtol=1e-3)
 
 
-def test_the_notebooks_schedule_starts_above_the_base_rate(shared: Path) -> None:
-    golden = json.loads((shared / "golden/minimind/dpo_trace.json").read_text())
+def test_the_notebooks_schedule_starts_above_the_base_rate() -> None:
+    first = numbers("minimind/dpo_trace")[0]
     factor = schedule_factor(ScheduleOptions("notebook", warmup_ratio=0.0), 4)
     rates = [1e-3 * factor(step) for step in range(4)]
-    assert rates == pytest.approx([step["lr"] for step in golden[0]["steps"]], rel=1e-9)
+    assert rates == pytest.approx([step["lr"] for step in first["steps"]], rel=1e-9)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from golden_support import arrays, numbers, write_hub_folder
 from torch.utils.data import DataLoader
 from training_support import Memory
 from transformers import AutoModelForCausalLM
@@ -26,10 +26,10 @@ from minimind_dpo.training.reference import OnlineReference
 LAYOUTS = ("prefix_shared", "packed", "padded")
 
 
-def read_pairs(path: Path, max_length: int) -> list[TokenizedPair]:
+def read_pairs(max_length: int) -> list[TokenizedPair]:
     pairs = []
-    for i, line in enumerate(path.read_text().splitlines()):
-        row = {k: np.array(v, dtype=np.int32) for k, v in json.loads(line).items()}
+    for i, record in enumerate(numbers("trl/pairs")):
+        row = {k: np.array(v, dtype=np.int32) for k, v in record.items()}
         room = max_length - len(row["prompt_ids"])
         pairs.append(
             TokenizedPair(
@@ -42,10 +42,11 @@ def read_pairs(path: Path, max_length: int) -> list[TokenizedPair]:
 def run_sixteen_steps(
     folder: Path, layout: str, accumulate: int = 1
 ) -> tuple[dict[int, dict[str, float]], DPOModule, dict[str, Any]]:
-    golden = json.loads((folder / "trajectory.json").read_text())
+    golden = numbers("trl/trajectory")
     config = golden["config"]
-    pairs = read_pairs(folder / "pairs.jsonl", config["max_length"])
-    models = [AutoModelForCausalLM.from_pretrained(folder / "tiny_qwen3") for _ in range(2)]
+    pairs = read_pairs(config["max_length"])
+    write_hub_folder(folder, numbers("trl/tiny_qwen3"), arrays("trl/tiny_qwen3"))
+    models = [AutoModelForCausalLM.from_pretrained(folder) for _ in range(2)]
     for model in models:
         use_planned_attention(model, layout != "padded")
     module = DPOModule(
@@ -82,8 +83,10 @@ def run_sixteen_steps(
 @pytest.mark.parametrize(
     ("layout", "accumulate"), [*((layout, 1) for layout in LAYOUTS), ("prefix_shared", 2)]
 )
-def test_sixteen_steps_give_the_metrics_of_trl(shared: Path, layout: str, accumulate: int) -> None:
-    steps, module, golden = run_sixteen_steps(shared / "golden" / "trl", layout, accumulate)
+def test_sixteen_steps_give_the_metrics_of_trl(
+    tmp_path: Path, layout: str, accumulate: int
+) -> None:
+    steps, module, golden = run_sixteen_steps(tmp_path, layout, accumulate)
     assert sorted(steps) == list(range(1, 17))
     for number, expected in enumerate(golden["steps"], start=1):
         got = {name.removeprefix("train/"): value for name, value in steps[number].items()}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
+from golden_support import HUB, NATIVE, Golden
 from test_layouts import assert_same_gradients, gradients, make_pairs, plain_logps
 from training_support import loader, made_up_pairs, quiet_trainer
 from transformers import PreTrainedModel
@@ -19,42 +19,19 @@ from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.module import DPOModule
 
-DIALECTS = (
-    "v_learn",
-    "v_learn_half",
-    "v1",
-    "v1_moe",
-    "v2a",
-    "v2a_moe",
-    "v2",
-    "v2_moe",
-    "v3",
-    "v3_half",
-    "v3_moe_top1",
-    "v3_moe_top2",
-    "v3_moe_fused",
-    "hf_llama",
-    "hf_qwen3",
-    "hf_qwen3_moe",
-)
 LAYOUTS = ("prefix_shared", "packed", "padded")
 
 
-def load(shared: Path, dialect: str) -> PreTrainedModel:
-    folder = shared / "golden" / "models" / dialect
-    golden = json.loads((folder / "golden.json").read_text())
-    if dialect.startswith("hf_"):
-        return load_model(folder, False).model
-    config = golden["config"] | {"generation": golden["generation"]}
-    return load_model(next(folder.glob("*.pth")), False, config).model
+def load(golden: Golden) -> PreTrainedModel:
+    return load_model(golden.path, False, golden.config).model
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", NATIVE + HUB)
 @pytest.mark.parametrize(("precision", "gate"), [("32-true", 1e-6), ("bf16-mixed", 1e-3)])
 def test_step_0_loss_is_ln_2_for_every_dialect(
-    shared: Path, dialect: str, precision: str, gate: float
+    golden: Callable[[str], Golden], dialect: str, precision: str, gate: float
 ) -> None:
-    policy, reference = load(shared, dialect), load(shared, dialect)
+    policy, reference = load(golden(dialect)), load(golden(dialect))
     for model in (policy, reference):
         use_planned_attention(model, True)
     trainer = quiet_trainer(max_steps=1, precision=precision)
@@ -63,9 +40,11 @@ def test_step_0_loss_is_ln_2_for_every_dialect(
     assert loss == pytest.approx(math.log(2), abs=gate)
 
 
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_every_layout_gives_the_gradients_of_plain_forwards(shared: Path, dialect: str) -> None:
-    model = load(shared, dialect).train()
+@pytest.mark.parametrize("dialect", NATIVE + HUB)
+def test_every_layout_gives_the_gradients_of_plain_forwards(
+    golden: Callable[[str], Golden], dialect: str
+) -> None:
+    model = load(golden(dialect)).train()
     expected = plain_logps(model, make_pairs())
     expected_gradients = gradients(model, expected)
     for layout in LAYOUTS:
