@@ -22,8 +22,7 @@ __all__ = ["DPOModule", "PreferenceDataModule", "__version__", "load_model", "pr
 _HOMES: Final = {
     "DPOModule": "minimind_dpo.training.module",
     "PreferenceDataModule": "minimind_dpo.data.datamodule",
-    # The package, not its module `load`: importing it makes the v_learn architecture known.
-    "load_model": "minimind_dpo.models",
+    "load_model": "minimind_dpo.models.load",
     "preference_loss": "minimind_dpo.objective.preference_loss",
 }
 
