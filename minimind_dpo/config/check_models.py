@@ -14,9 +14,9 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
-from minimind_dpo.models.minimind.recognise import CheckpointError
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.options.problem import Problem
 from minimind_dpo.training.resume.checkpoint_io import DamagedCheckpointError, read_header

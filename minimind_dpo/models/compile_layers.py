@@ -10,7 +10,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.errors import CheckpointError
 
 
 def compile_layers(model: PreTrainedModel) -> int:

@@ -18,9 +18,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.attention.planned import plain_attention
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.minimind.native_file import check_finite
-from minimind_dpo.models.minimind.recognise import CheckpointError, Dialect, dtype_name
+from minimind_dpo.models.minimind.recognise import Dialect, dtype_name
 from minimind_dpo.models.minimind.state_dict import to_native
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
@@ -87,7 +88,7 @@ def save_hf(
     """Write a Hugging Face folder: safetensors, configuration, tokenizer, chat template.
 
     `AutoModelForCausalLM` and `AutoTokenizer` load it without this project, except the `v_learn`
-    architecture, which importing `minimind_dpo.models` makes known.
+    architecture, which importing `minimind_dpo.models.load` makes known.
 
     Args:
         model: The model; it is left as it is.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 
-from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 

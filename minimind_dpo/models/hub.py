@@ -13,8 +13,9 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.minimind.native_file import check_finite
-from minimind_dpo.models.minimind.recognise import CheckpointError, Dialect
+from minimind_dpo.models.minimind.recognise import Dialect
 
 Device = Literal["cpu", "meta"]
 """Where a model is built; on `meta` it has shapes and no weights."""

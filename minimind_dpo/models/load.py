@@ -21,16 +21,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.initialization import no_init_weights
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import Device, load_hub_model, read_config
 from minimind_dpo.models.minimind import v_learn  # noqa: F401  (registers it with transformers)
 from minimind_dpo.models.minimind.architecture import resolve_fields, transformers_config
 from minimind_dpo.models.minimind.native_file import check_finite, locate, read_tensors
-from minimind_dpo.models.minimind.recognise import (
-    CheckpointError,
-    Dialect,
-    common_prefix,
-    recognise,
-)
+from minimind_dpo.models.minimind.recognise import Dialect, common_prefix, recognise
 from minimind_dpo.models.minimind.state_dict import (
     causal_mask,
     check_whole,

@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
-from minimind_dpo.models.minimind.recognise import CheckpointError
 
 MISSING = "model.lora needs a package that is not installed: pip install 'minimind-dpo[lora]'"
 

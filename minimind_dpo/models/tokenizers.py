@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.minimind.native_file import locate
-from minimind_dpo.models.minimind.recognise import CheckpointError
 
 log = logging.getLogger(__name__)
 

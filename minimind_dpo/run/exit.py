@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from minimind_dpo.data.read.problems import DataError
-from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError, global_rank
 from minimind_dpo.training.nan_guard import NotFiniteError

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from minimind_dpo.batch import TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import plain_attention
-from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.training.reference import evaluating
 

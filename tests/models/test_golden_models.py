@@ -9,7 +9,7 @@ import torch
 from golden_support import HUB, NATIVE, Golden
 
 from minimind_dpo.models import load_model
-from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.errors import CheckpointError
 
 CLASSES = {
     "v_learn": "VLearnForCausalLM",

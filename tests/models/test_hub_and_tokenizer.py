@@ -16,8 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from minimind_dpo.demo import TOKENIZER
 from minimind_dpo.models import load_model
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_hf
-from minimind_dpo.models.minimind.recognise import CheckpointError
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
 from .conftest import tiny_tokenizer, v2_state

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from minimind_dpo.models import load_model
-from minimind_dpo.models.minimind.recognise import CheckpointError
+from minimind_dpo.models.errors import CheckpointError
 
 from .conftest import random_state, v2_state
 

@@ -14,8 +14,8 @@ from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.linear import use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.lora import adapters_off, add_adapters, merge_adapters, save_adapters
-from minimind_dpo.models.minimind.recognise import CheckpointError
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.training.layout_check import check_layout

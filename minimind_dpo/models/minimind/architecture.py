@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.minimind import v_learn as v_learn  # makes it known to transformers
 from minimind_dpo.models.minimind.generations import Generation
-from minimind_dpo.models.minimind.recognise import CheckpointError
 
 _COMMON = (
     "vocab_size",

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.find_on_hub import find_on_hub
-from minimind_dpo.models.minimind.recognise import CheckpointError
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")

@@ -20,11 +20,8 @@ from typing import Any
 
 import torch
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.minimind.generations import GENERATIONS, Generation
-
-
-class CheckpointError(ValueError):
-    """A model or tokenizer that cannot be used: what is wrong, where, why, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

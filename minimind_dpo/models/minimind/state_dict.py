@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.minimind.generations import Generation
-from minimind_dpo.models.minimind.recognise import CheckpointError, Dialect
+from minimind_dpo.models.minimind.recognise import Dialect
 
 
 @dataclass(frozen=True, slots=True)
