@@ -25,8 +25,7 @@ from minimind_dpo.batch import TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.minimind.recognise import CheckpointError
-from minimind_dpo.training.reference import evaluating
-from minimind_dpo.training.scoring import score
+from minimind_dpo.training.scoring import evaluating, score
 
 TIMES_ROUNDING = 8.0
 """Largest difference allowed, in multiples of what rounding moves. Over 22 architectures and four
