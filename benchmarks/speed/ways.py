@@ -45,8 +45,8 @@ from minimind_dpo.training.reference import (
     ReferenceScorer,
     score_pairs,
     token_batches,
-    weights_fingerprint,
 )
+from minimind_dpo.training.reference_key import weights_fingerprint
 from speed.clock import Clock
 from speed.request import Request
 from speed.workload import open_store

@@ -42,7 +42,7 @@ def sequence_logps(
     else:
         shape = tuple(batch.attention_mask.shape)
         keywords["attention_mask"] = batch.attention_mask
-    output = model.base_model(  # type: ignore[operator]
+    output = _backbone(model)(
         input_ids=batch.input_ids.view(shape),
         position_ids=batch.position_ids.view(shape),
         **keywords,
@@ -58,3 +58,18 @@ def sequence_logps(
         log_sum_sq_probs=log_sum_sq if statistics else None,
         aux_loss=None if aux_loss is None else aux_loss(output.router_logits, batch),
     )
+
+
+def _backbone(model: nn.Module) -> nn.Module:
+    """What a causal language model runs below its head.
+
+    Raises:
+        ValueError: The model does not keep it apart.
+    """
+    backbone: Any = model.base_model
+    if backbone is model:
+        # Where no attribute has the name that the class gives its backbone (Llama 4).
+        backbone = getattr(model, "model", None)
+    if not isinstance(backbone, nn.Module):
+        raise ValueError(f"{type(model).__name__} keeps no backbone apart from its LM head")
+    return backbone

@@ -15,7 +15,6 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.kernels.linear import use_chosen_library
-from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.compile_layers import compile_layers
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
@@ -106,8 +105,12 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         trust_remote_code=config.model.trust_remote_code,
     )
     model = loaded.model
-    use_planned_attention(model, config.data.layout != "padded")
-    check_layout(model, config.data.layout)
+    check_layout(
+        model,
+        config.data.layout,
+        max_length=config.data.max_length,
+        noise=config.model.dropout > 0,
+    )
     lora = config.model.lora
     if lora.r:
         add_adapters(

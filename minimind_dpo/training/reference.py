@@ -9,22 +9,26 @@ epoch and every run with the same data and reference reads them back.
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import lightning as L
 import numpy as np
 import torch
-from rich.progress import MofNCompleteColumn, Progress, TextColumn
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.store.prepare import ReferenceCache
-from minimind_dpo.models.lora import adapters_off, base_name
+from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore
+from minimind_dpo.models.lora import adapters_off
+from minimind_dpo.training.reference_key import reference_key
+from minimind_dpo.training.scoring import evaluating
 from minimind_dpo.training.scoring import score as score_batch
+from minimind_dpo.training.shown_progress import progress
+
+_log = logging.getLogger(__name__)
 
 
 class ReferenceScorer(Protocol):
@@ -83,7 +87,7 @@ class PrecomputedReference:
     """Runs the reference once over the run's pairs, ahead, and then reads its log-probs back.
 
     The pass is skipped for pairs whose log-probs are in the cache: it is keyed by data, tokenizer
-    and rules (the store), and by the reference's weights and precision.
+    and rules (the store), and by what `reference_key` holds.
 
     Args:
         model: The reference, freed after the pass; None takes the policy as it starts.
@@ -91,7 +95,7 @@ class PrecomputedReference:
         progress: Show a progress bar.
 
     Attributes:
-        fingerprint: Identifies weights and precision; empty before `prepare`.
+        fingerprint: The `reference_key`; empty before `prepare`.
         scored: Pairs that this process ran the reference on.
     """
 
@@ -125,8 +129,12 @@ class PrecomputedReference:
     def _score(
         self, trainer: L.Trainer, data: PreferenceDataModule, model: PreTrainedModel
     ) -> None:
-        precision = "" if trainer.precision == "32-true" else f"-{trainer.precision}"
-        self.fingerprint = weights_fingerprint(model) + precision
+        self.fingerprint = reference_key(
+            model,
+            layout=data.collate.layout,
+            precision=str(trainer.precision),
+            device=trainer.strategy.root_device,
+        )
         jobs = []
         # A resumed run may count its steps in another shape than the one it was begun in.
         steps = None if trainer.ckpt_path else _bound(trainer.max_steps)
@@ -140,7 +148,9 @@ class PrecomputedReference:
         total = sum(len(rows) for _, _, rows in jobs)
         if total:
             torch.nn.Module.to(model, trainer.strategy.root_device)
-        with evaluating(model), self._bar(trainer, total) as advance:
+        if self.progress and trainer.is_global_zero:
+            _log.info(_scope(visited, data.stores, total, trainer.world_size))
+        with evaluating(model), self._shown(trainer, total) as advance:
             for store, cache, rows in jobs:
                 tokens = data.collate.tokens(store.lengths[rows])
                 for part in token_batches(rows, tokens, self.batch_tokens):
@@ -158,15 +168,11 @@ class PrecomputedReference:
         self.scored = total
         trainer.strategy.barrier("reference log-probs")
 
-    @contextlib.contextmanager
-    def _bar(self, trainer: L.Trainer, total: int) -> Iterator[Callable[[int], None]]:
-        if not (self.progress and total and trainer.is_global_zero):
-            yield lambda count: None
-            return
-        columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn("pairs"))
-        with Progress(*columns) as bar:
-            task = bar.add_task("Reference log-probs", total=total)
-            yield lambda count: bar.advance(task, count)
+    def _shown(
+        self, trainer: L.Trainer, total: int
+    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
+        shown = self.progress and total and trainer.is_global_zero
+        return progress("Reference log-probs", total) if shown else contextlib.nullcontext(_silent)
 
     def score(self, batch: PreferenceBatch) -> PairLogps:
         """The batch's own reference log-probs.
@@ -182,25 +188,28 @@ class PrecomputedReference:
         return PairLogps(batch.reference_token_logps, batch.sequence_id, batch.lengths)
 
 
+def _silent(count: int) -> None:
+    """Shows nothing."""
+
+
+def _scope(
+    visited: Sequence[np.ndarray], stores: Sequence[TokenStore], missing: int, ranks: int
+) -> str:
+    """Which pairs the pass is about: not all of the data, where a run visits fewer."""
+    pairs, of = sum(map(len, visited)), sum(map(len, stores))
+    scope = f"Reference log-probs of the {pairs:,} of {of:,} pairs that this run visits: "
+    if ranks > 1:
+        return scope + f"{missing:,} are scored now by this one of {ranks} processes"
+    if missing == pairs:
+        return scope + "all are scored now"
+    return scope + (
+        f"{missing:,} are scored now, the others are known" if missing else "all are known"
+    )
+
+
 def _bound(limit: int | None) -> int | None:
     """Lightning writes "no bound" as None or -1."""
     return None if limit is None or limit < 0 else limit
-
-
-def weights_fingerprint(model: PreTrainedModel) -> str:
-    """sha256 over a model's own parameters and buffers: names, shapes, dtypes and bytes.
-
-    Adapters are left out: they start as zero, so the model that is the reference has none.
-    """
-    digest = hashlib.sha256(type(model).__name__.encode())
-    named = ((base_name(name), tensor) for name, tensor in model.state_dict().items())
-    for name, tensor in sorted(
-        ((name, tensor) for name, tensor in named if name is not None), key=lambda item: item[0]
-    ):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        flat = tensor.detach().contiguous().cpu().reshape(-1)
-        digest.update(memoryview(flat.view(torch.uint8).numpy()))
-    return digest.hexdigest()
 
 
 def score_pairs(
@@ -241,14 +250,3 @@ def token_batches(rows: np.ndarray, tokens: np.ndarray, budget: int) -> Iterator
         load += int(tokens[position])
     if start < len(order):
         yield rows[order[start:]]
-
-
-@contextlib.contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode for a while, then the mode that was."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

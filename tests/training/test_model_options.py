@@ -21,7 +21,8 @@ from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.options import OptimizerOptions
-from minimind_dpo.training.reference import AdapterOffReference, weights_fingerprint
+from minimind_dpo.training.reference import AdapterOffReference
+from minimind_dpo.training.reference_key import weights_fingerprint
 
 BATCH = Collator("prefix_shared", max_length=64)(made_up_pairs(4))
 

@@ -27,6 +27,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from minimind_dpo.batch import AttentionPlan
 from minimind_dpo.models.attention.cpu_blocks import block_attention
 from minimind_dpo.models.attention.cuda_varlen import varlen_attention, why_not_varlen
+from minimind_dpo.models.errors import CheckpointError
 
 log = logging.getLogger(__name__)
 
@@ -74,12 +75,12 @@ def planned_attention(
     if plan is None:
         raise RuntimeError(
             "planned attention was called without a plan: the model does not hand keywords of its "
-            "forward call to its attention layers. Use data.layout=padded for it."
+            "forward call to its attention layers"
         )
     if attention_mask is not None or extra.get("s_aux") is not None:
         raise RuntimeError(
             "this model adds its own mask or sinks to the attention scores, which a plan cannot "
-            "express. Use data.layout=padded for it."
+            "express"
         )
     window = sliding_window if sliding_window and sliding_window < max(plan.key_lengths) else None
     if query.device.type == "cuda":
@@ -223,20 +224,25 @@ def use_planned_attention(model: PreTrainedModel, planned: bool) -> None:
     """Switch a model between planned attention and transformers' own.
 
     Raises:
-        ValueError: The model does not use transformers' attention interface.
+        CheckpointError: The model's attention cannot be planned.
     """
     if torch.cuda.is_available():
         # cuDNN, torch's first choice on cards of capability 9 and 10, plans each new length anew.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    wanted = PLANNED if planned else plain_implementation(model)
-    if model.config._attn_implementation == wanted:
+    implementation = PLANNED if planned else plain_implementation(model)
+    if model.config._attn_implementation == implementation:
         return
     if planned and not model._can_set_attn_implementation():
-        raise ValueError(
-            f"{type(model).__name__} does not use transformers' attention interface, so its "
-            "attention cannot be planned. Use data.layout=padded for it."
+        raise CheckpointError(
+            f"the attention of {type(model).__name__} cannot be planned: it does not use "
+            "transformers' attention interface"
         )
-    model.set_attn_implementation(wanted)
+    if planned and getattr(model.config, "attn_temperature_tuning", False):
+        raise CheckpointError(
+            f"the attention of {type(model).__name__} cannot be planned: it scales queries by "
+            "their place in the batch (attn_temperature_tuning), not in the text"
+        )
+    model.set_attn_implementation(implementation)
 
 
 @contextlib.contextmanager
