@@ -11,15 +11,12 @@ import io
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from minimind_dpo.config.command_line import CommandLine, check_jobs, read_command_line
-from minimind_dpo.config.compose import (
-    CONF_DIR,
-    apply_default_experiment,
-    compose,
-    register_schemas,
-)
+from minimind_dpo.config.command_line import CommandLine, completed, read_command_line
+from minimind_dpo.config.compose import compose, primary_config
+from minimind_dpo.config.jobs import check_jobs
 from minimind_dpo.config.schema import Config
 from minimind_dpo.options.problem import ConfigError
 
@@ -43,17 +40,16 @@ def main() -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    line = read_command_line(arguments)
-    overrides = apply_default_experiment(line.overrides, line.flags)
+    line = completed(read_command_line(arguments))
     if line.shows:
-        _show(line, overrides)
-    elif line.flags:
-        _sweep(line, overrides)
+        _show(line)
+    elif line.multirun:
+        _sweep(line)
     else:
-        config = compose(overrides)
+        config = compose(line.overrides, line.source)
         _validate(config, _launched_world_size(), read_checkpoints=not _is_further_rank())
-        if tuple(overrides) != line.overrides:
-            print("Nothing named to train on: running the embedded demo (experiment=demo).")
+        if line.note:
+            print(line.note)
         # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
         from minimind_dpo.run.fit import fit_from_command_line
 
@@ -85,14 +81,16 @@ def _launched_world_size() -> int | None:
     return int(tasks) if tasks and batch else None
 
 
-def _show(line: CommandLine, overrides: Sequence[str]) -> None:
+def _show(line: CommandLine) -> None:
     """Help and `--cfg` are Hydra's own; what they print may be cut short by its reader."""
-    if line.composes and not line.own_config:
-        check_jobs(overrides)
+    if line.shows in ("cfg", "info"):
+        compose(line.overrides, line.source)
+    elif line.shows == "hydra_help":
+        line = replace(line, overrides=())  # Hydra composes its own settings alone for it
     code: Any = 0
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         try:
-            _through_hydra([*overrides, *line.flags])
+            _through_hydra(line)
         except SystemExit as end:
             code = end.code
     try:
@@ -105,32 +103,31 @@ def _show(line: CommandLine, overrides: Sequence[str]) -> None:
     sys.exit(code)
 
 
-def _sweep(line: CommandLine, overrides: Sequence[str]) -> None:
-    if not line.own_config:
-        # Another launcher's jobs may run on another machine, with other devices and files.
-        here = not any(override.startswith("hydra/launcher=") for override in overrides)
-        check_jobs(overrides, _validate if here else None)
+def _sweep(line: CommandLine) -> None:
+    # Another launcher's jobs may run on another machine, with other devices and files.
+    here = not any(override.startswith("hydra/launcher=") for override in line.overrides)
+    check_jobs(line, _validate if here else None)
     from minimind_dpo.run.sweep import SweepEnd, register_launcher
 
     register_launcher()
-    _through_hydra([*overrides, *line.flags])
+    _through_hydra(line)
     if SweepEnd.failed:
         sys.exit(FAILED)
 
 
-def _through_hydra(arguments: list[str]) -> None:
+def _through_hydra(line: CommandLine) -> None:
     import hydra
     from omegaconf import DictConfig
 
-    register_schemas()
+    name = primary_config(line.source, line.overrides)
 
-    @hydra.main(config_path=str(CONF_DIR), config_name="config", version_base="1.3")
+    @hydra.main(config_path=str(line.source.conf), config_name=name, version_base="1.3")
     def task(cfg: DictConfig) -> float | None:
         from minimind_dpo.run.sweep import run_job
 
-        return run_job(cfg)
+        return run_job(cfg, line.source)
 
-    sys.argv[1:] = arguments
+    sys.argv[1:] = [*line.overrides, *line.flags]
     task()
 
 

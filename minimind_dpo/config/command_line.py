@@ -1,4 +1,4 @@
-"""The command line: flags apart from overrides, wherever they stand, and the jobs of a multirun.
+"""The command line: flags, overrides, files of the user's own, and what it leaves unsaid.
 
 Hydra stops at what it finds wrong with a message of its own and a code of 1, after it has made
 folders. So everything is composed here before Hydra is let run.
@@ -6,30 +6,32 @@ folders. So everything is composed here before Hydra is let run.
 
 from __future__ import annotations
 
+import argparse
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import product
-from math import prod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from hydra import compose as hydra_compose
-from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep, ValueType
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.override_parser.types import Override
+from hydra.errors import OverrideParseException
 
-from minimind_dpo.config.compose import CONF_DIR, compose, compose_problem, register_schemas
-from minimind_dpo.config.schema import Config
+from minimind_dpo import __version__
+from minimind_dpo.config.explain import compose_problem, key_of
+from minimind_dpo.config.schema import schema_keys
+from minimind_dpo.config.source import SHIPPED, Source, run_folder_of
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
 
 _MODES: Final = ("run", "multirun", "cfg", "info", "shell_completion")
-
-_TRIED: Final = 16
-"""Values of a sweep that are composed, and jobs of a grid that are looked at for one that can run;
-each takes a tenth of a second."""
+_SHOWING: Final = ("help", "hydra_help", "cfg", "info", "shell_completion")
+_OURS: Final = ("config", "config_dir", "config_name", "config_path", "overrides")
+_NAMED: Final = re.compile(
+    r"\+{0,2}(experiment|model|data)(@\S+)?=|\+{0,2}(model\.path|data\.train)=|hydra\.searchpath="
+)
+"""What says what to train: the demo is for a command line that does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,178 +40,213 @@ class CommandLine:
 
     Attributes:
         overrides: `key=value` and the like, in order.
-        flags: The rest, in order.
+        flags: Hydra's own flags that were given.
+        source: The files of the user's own.
+        shows: What is printed where nothing runs: `help`, `cfg` and the like; else empty.
         multirun: `-m`: run a grid of jobs.
-        shows: Something is printed and nothing runs: `--help`, `--cfg` and the like.
-        composes: The configuration is among what is printed.
-        own_config: The configuration is read from files or folders of the user's own as well.
+        note: What was added to it, for people.
     """
 
     overrides: tuple[str, ...]
-    flags: tuple[str, ...]
+    flags: tuple[str, ...] = ()
+    source: Source = SHIPPED
+    shows: str = ""
     multirun: bool = False
-    shows: bool = False
-    composes: bool = False
-    own_config: bool = False
-
-    @property
-    def ordered(self) -> list[str]:
-        """As Hydra wants it: flags between overrides are an error to it."""
-        return [*self.overrides, *self.flags]
-
-
-@dataclass(frozen=True, slots=True)
-class _Axis:
-    """An override in a grid: each of its values as an override of its own, in order."""
-
-    values: list[str]
-    is_range: bool = False
-
-    @property
-    def some(self) -> list[str]:
-        """All values, or of many the first ones and the last; of a range both ends say enough."""
-        kept = 2 if self.is_range else _TRIED
-        if len(self.values) <= kept:
-            return self.values
-        return [*self.values[: kept - 1], self.values[-1]]
+    note: str = ""
 
 
 def read_command_line(arguments: Sequence[str]) -> CommandLine:
-    """Tell flags from overrides.
+    """Tell flags from overrides, and find the files that flags name.
 
     Raises:
-        ConfigError: There is no such flag, or it lacks its value.
+        ConfigError: There is no such flag, it lacks its value, or it does not go with the others.
     """
+    parser = _parser(arguments)
+    given = parser.parse_intermixed_args(list(arguments))
+    modes = [name for name in _MODES if getattr(given, name)]
+    if len(modes) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in modes[:2])
+        raise ConfigError([Problem(second, f"does not go with {first}", "Give one of them.")])
+    for name in ("package", "resolve"):
+        if getattr(given, name) and not (given.cfg or (name == "resolve" and given.help)):
+            raise ConfigError([Problem(f"--{name}", "is for what --cfg prints", "Add --cfg job.")])
+    if given.experimental_rerun:
+        why = "needs files that this program does not write"
+        fix = "Continue a run with resume=FOLDER, repeat it with --config FOLDER/config.yaml."
+        raise ConfigError([Problem("--experimental-rerun", why, fix)])
+    search = _search(given.config_dir, given.overrides)
+    line = CommandLine(
+        overrides=(*given.overrides, *search),
+        flags=tuple(_flags(parser, given)),
+        source=_source(given),
+        shows=next((name for name in _SHOWING if getattr(given, name)), ""),
+        multirun=given.multirun,
+    )
+    if not line.multirun and not line.shows:
+        _refuse_what_is_for_sweeps(line.overrides)
+    return line
+
+
+def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+    """Hydra's, with `--config` and the version of this program, and errors told as problems."""
     parser = get_args_parser()
+    version: Any = parser._option_string_actions["--version"]
+    version.version = f"minimind_dpo {__version__}"
+    parser.add_argument("--config")
     known = [name for name in parser._option_string_actions if name.startswith("--")]
 
     def refuse(message: str) -> NoReturn:
         flag = re.search(r"unrecognized arguments: (-\S+)", message)
         if flag is None:
             raise ConfigError([Problem("command line", message, "All flags: --hydra-help.")])
-        near = nearest(flag.group(1), known)
-        fix = f"Did you mean {near}?" if near else "All flags: --hydra-help."
-        raise ConfigError([Problem(flag.group(1), "there is no such flag", fix)])
+        raise ConfigError([_unknown_flag(flag.group(1), arguments, known)])
 
     parser.error = refuse  # type: ignore[method-assign]
-    found: Any = parser.parse_intermixed_args(list(arguments))
-    modes = [name for name in _MODES if getattr(found, name)]
-    if len(modes) > 1:
-        first, second = (f"--{name.replace('_', '-')}" for name in modes[:2])
-        raise ConfigError([Problem(second, f"does not go with {first}", "Give one of them.")])
-    flags, left = [], list(found.overrides)
-    for argument in arguments:
-        if left and argument == left[0]:
-            left.pop(0)
-        else:
-            flags.append(argument)
-    return CommandLine(
-        overrides=tuple(found.overrides),
-        flags=tuple(flags),
-        multirun=found.multirun,
-        shows=bool(found.help or found.hydra_help or found.cfg or found.info)
-        or bool(found.shell_completion),
-        composes=bool(found.cfg or found.info) and not (found.help or found.hydra_help),
-        own_config=bool(found.config_dir or found.config_name or found.config_path)
-        or bool(found.experimental_rerun),
-    )
+    return parser
 
 
-def check_jobs(overrides: Sequence[str], check: Callable[[Config], None] | None = None) -> None:
-    """Refuse a multirun with an override that cannot be, or none of whose jobs can run.
+def _unknown_flag(flag: str, arguments: Sequence[str], known: Sequence[str]) -> Problem:
+    """A flag that is a key of the configuration, or is spelled wrongly."""
+    flag, equals, value = flag.partition("=")
+    name = flag.lstrip("-").replace("-", "_")
+    following = next((second for first, second in pairwise(arguments) if first == flag), "")
+    if not equals and not re.match(r"-\D|[^=]+=", following):
+        value = following
+    near = nearest(flag, known)
+    key = key_of(name) or (None if near else key_of(nearest(name, list(schema_keys())) or ""))
+    if key:
+        return Problem(flag, "there is no such flag", f"Write {key}={value or 'VALUE'}")
+    fix = f"Did you mean {near}?" if near else "All flags: --hydra-help."
+    return Problem(flag, "there is no such flag", fix)
 
-    A job that cannot run among others that can fails by itself, and is reported with them.
 
-    Args:
-        overrides: As on the command line.
-        check: Raises ConfigError for a configuration that cannot run; None where that cannot be
-            known here.
+def _flags(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
+    """Hydra's own flags that were given, by their long names."""
+    for action in parser._actions:
+        value = getattr(given, action.dest, None)
+        if action.dest not in _OURS and value not in (None, False):
+            yield action.option_strings[0]
+            if value is not True:
+                yield str(value)
+
+
+def _search(config_dir: str | None, overrides: Sequence[str]) -> list[str]:
+    """`--config-dir` as Hydra's own override, which the jobs of a sweep are given as well."""
+    if config_dir is None:
+        return []
+    folder = Path(config_dir).expanduser().absolute()
+    if not folder.is_dir():
+        raise ConfigError([Problem("--config-dir", "is no folder", value=config_dir)])
+    if any(override.startswith("hydra.searchpath=") for override in overrides):
+        fix = "Name all folders there."
+        raise ConfigError([Problem("--config-dir", "does not go with hydra.searchpath", fix)])
+    return [f"hydra.searchpath=[{quoted(f'file://{folder}')}]"]
+
+
+def _source(given: argparse.Namespace) -> Source:
+    """The files that flags name.
 
     Raises:
-        ConfigError: With what is wrong.
+        ConfigError: One is not there, or two are named.
     """
-    axes = _axes(overrides)
-    first = [axis.values[0] for axis in axes]
-    problems: dict[str, Problem] = {}
-    for place, axis in enumerate(axes):
-        for value in axis.some if place == 0 else axis.some[1:]:
-            try:
-                compose([*first[:place], value, *first[place + 1 :]])
-            except ConfigError as error:
-                problems |= {str(problem): problem for problem in error.problems}
-    if problems:
-        raise ConfigError(list(problems.values()))
-    if check is not None:
-        _check_any(check, axes)
+    conf = SHIPPED.conf
+    if given.config_path is not None:
+        conf = Path(given.config_path).expanduser().absolute()
+        if not (conf / "config.yaml").is_file():
+            why = "is no folder with a config.yaml"
+            fix = "To add a folder to the program's own, use --config-dir."
+            raise ConfigError([Problem("--config-path", why, fix, given.config_path)])
+    if given.config is not None and given.config_name is not None:
+        raise ConfigError([Problem("--config", "does not go with --config-name", "Give one.")])
+    if given.config is not None:
+        file = Path(given.config).expanduser().absolute()
+        if not file.is_file():
+            raise ConfigError([Problem("--config", "is no file", value=given.config)])
+        return Source(conf, file)
+    if given.config_name is None:
+        return Source(conf)
+    return Source(conf, _named_file(given.config_name, given.config_dir, conf))
 
 
-def _check_any(check: Callable[[Config], None], axes: list[_Axis]) -> None:
-    """Refuse a small grid where each job was tried, a large one for what all tried jobs share.
+def _named_file(name: str, config_dir: str | None, conf: Path) -> Path:
+    """The file that `--config-name` names, in the user's folder or among the program's own."""
+    folders = [Path(folder).expanduser().absolute() for folder in (config_dir, conf) if folder]
+    names = (name, f"{name}.yaml", f"{name}.yml")
+    for path in (folder / candidate for folder in folders for candidate in names):
+        if path.is_file():
+            return path
+    near = nearest(name, [path.stem for folder in folders for path in folder.glob("*.y*ml")])
+    fix = f"Did you mean {near}?" if near else "Add --config-dir FOLDER, or give --config FILE."
+    why = f"is no file in {' or '.join(map(str, folders))}"
+    raise ConfigError([Problem("--config-name", why, fix, name)])
 
-    In a large one every value stands in one of the jobs that are tried (of many values, some). A
-    problem that is told of all of them in the same words depends on no value of the sweep.
+
+def _refuse_what_is_for_sweeps(overrides: Sequence[str]) -> None:
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key == "sweep" and override.startswith("+"):
+            fix = f"Add -m: python -m minimind_dpo.train -m +sweep={value} ..."
+            raise ConfigError([Problem("sweep", "is for several jobs", fix, value)])
+        if key.startswith(("hydra.", "hydra/")) and key != "hydra.searchpath":
+            why = "is for several jobs, or for what is printed"
+            raise ConfigError([Problem(key, why, "Add -m, or leave it out.", value)])
+
+
+def completed(line: CommandLine) -> CommandLine:
+    """With what it leaves unsaid: the settings of the run that it resumes, or else the demo.
+
+    Only a command line that does not say what to train is completed: that names no `model.path`,
+    `data.train`, experiment, other file of the groups `model` or `data`, or file of the user's.
+
+    Raises:
+        ConfigError: It resumes a state that no run's `config.yaml` belongs to.
     """
-    whole = prod(len(axis.values) for axis in axes) <= _TRIED
-    some = [axis.some for axis in axes]
-    jobs = (
-        list(product(*(axis.values for axis in axes)))
-        if whole
-        else [
-            tuple(values[number % len(values)] for values in some)
-            for number in range(max(map(len, some)))
-        ]
-    )
-    errors: list[ConfigError] = []
-    for job in jobs:
-        try:
-            check(compose(job))
-        except ConfigError as error:
-            errors.append(error)
-        else:
-            return
-    if whole:
-        raise errors[0]
-    told = [{str(problem) for problem in error.problems} for error in errors]
-    shared = set.intersection(*told)
-    if shared:
-        raise ConfigError([p for p in errors[0].problems if str(p) in shared])
+    named = any(_NAMED.match(override) for override in line.overrides)
+    if named or line.source != SHIPPED or line.shows in ("help", "hydra_help"):
+        return line
+    run = None if line.multirun else _resumed_run(line.overrides)
+    if run is not None:
+        source = Source(file=run / "config.yaml", resumed=run)
+        return replace(line, source=source, note=f"Settings: {source.file}")
+    if line.shows:
+        return line
+    note = "Nothing named to train on: running the embedded demo (experiment=demo)."
+    return replace(line, overrides=(*line.overrides, "experiment=demo"), note=note)
 
 
-def _axes(overrides: Sequence[str]) -> list[_Axis]:
-    """Each override, those of the command line and those of a preset, with its values in a grid."""
-    parser = OverridesParser.create()
+def _resumed_run(overrides: Sequence[str]) -> Path | None:
+    """The run folder that `resume=PATH`, or `resume=auto run_dir=PATH`, goes on with."""
+    values = {
+        o.get_key_element(): o.value() for o in parsed(overrides) if not o.is_sweep_override()
+    }
+    resume, run_dir = values.get("resume"), values.get("run_dir")
+    if not isinstance(resume, str) or not resume:
+        return None
+    if resume == "auto":
+        run = Path(run_dir).expanduser() if isinstance(run_dir, str) and run_dir else None
+        return run if run is not None and (run / "config.yaml").is_file() else None
+    path = Path(resume).expanduser()
+    run = run_folder_of(path)
+    if path.exists() and (run is None or not (run / "config.yaml").is_file()):
+        why = "has no run's config.yaml beside it, which would say what it trains"
+        fix = "Give the settings of the run: model.path=... data.train=..., or --config FILE."
+        raise ConfigError([Problem("resume", why, fix, resume)])
+    return run if path.exists() else None
+
+
+def parsed(overrides: Sequence[str]) -> list[Override]:
+    """Overrides as Hydra reads them.
+
+    Raises:
+        ConfigError: One cannot be read.
+    """
     try:
-        parsed = parser.parse_overrides(list(overrides))
-        single = [values[0] for override in parsed if (values := list(_values(override)))]
-        register_schemas()
-        with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
-            cfg = hydra_compose("config", overrides=single, return_hydra_config=True)
-        preset = cfg.hydra.sweeper.get("params") or {}
-        parsed = parser.parse_overrides([f"{k}={v}" for k, v in preset.items()]) + parsed
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        return list(OverridesParser.create().parse_overrides(list(overrides)))
+    except OverrideParseException as error:
         raise ConfigError([compose_problem(error, overrides)]) from error
-    return [
-        _Axis(values, isinstance(override.value(), RangeSweep))
-        for override in parsed
-        if (values := list(_values(override)))
-    ]
 
 
-def _values(override: Override) -> Iterator[str]:
-    if not override.is_sweep_override():
-        assert override.input_line is not None
-        yield override.input_line
-        return
-    value = override.value()
-    if override.value_type == ValueType.GLOB_CHOICE_SWEEP:
-        return  # files of a group, so each of them is there
-    if override.is_discrete_sweep():
-        for text in override.sweep_string_iterator():
-            yield f"{override.get_key_element()}={text}"
-    elif isinstance(value, IntervalSweep):
-        # Its ends may be values that a search never tries.
-        assert value.start is not None
-        assert value.end is not None
-        whole = isinstance(value.start, int) and isinstance(value.end, int)
-        middle = (value.start + value.end) // 2 if whole else (value.start + value.end) / 2
-        yield f"{override.get_key_element()}={middle}"
+def quoted(text: str) -> str:
+    """A value in Hydra's override grammar, whatever characters it has."""
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"

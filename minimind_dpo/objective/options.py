@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
-from minimind_dpo.options.limits import NOT_NEGATIVE, POSITIVE, SWITCH, Choices, Range, as_list
+from minimind_dpo.options.limits import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SWITCH,
+    Choices,
+    Range,
+    as_list,
+    is_word,
+)
+
+OTHER_NAMES: Final = {"dpo": "sigmoid"}
+"""Losses by the names of their papers."""
 
 
 @dataclass
@@ -57,7 +68,8 @@ class LossOptions:
     aux_coef: Annotated[float | None, NOT_NEGATIVE] = None
 
     def __post_init__(self) -> None:
-        self.type = tuple(as_list(self.type))
+        names = as_list(self.type)
+        self.type = tuple(OTHER_NAMES.get(name, name) if is_word(name) else name for name in names)
         self.weights = None if self.weights is None else tuple(as_list(self.weights))
 
     @property
