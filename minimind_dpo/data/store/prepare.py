@@ -42,10 +42,10 @@ from minimind_dpo.data.store.token_store import (
     DamagedStoreError,
     StoreWriter,
     TokenStore,
-    sync,
 )
 from minimind_dpo.data.tokenize.chat import as_turns
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
+from minimind_dpo.disk import sync
 
 __all__ = [
     "DamagedStoreError",

@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +27,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from minimind_dpo.batch import TokenizedPair
+from minimind_dpo.disk import sha256, sync
 
 FORMAT = 2
 """Version of the layout on disk."""
@@ -199,7 +199,7 @@ class StoreWriter:
         files = {}
         for path in sorted(self.folder.iterdir()):
             sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         meta = {"format": FORMAT, "fingerprint": fingerprint, "report": report, "files": files}
         written = json.dumps({**meta, "checksum": _checksum(meta)}, indent=1, ensure_ascii=False)
         (self.folder / _META).write_text(written, encoding="utf-8")
@@ -229,7 +229,7 @@ def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DamagedStoreError(f"{path}: has {size:,} bytes, not {expected['bytes']:,}")
-        if verify and _sha256(path) != expected["sha256"]:
+        if verify and sha256(path) != expected["sha256"]:
             raise DamagedStoreError(f"{path}: its content is not what was written")
     except OSError as error:
         raise DamagedStoreError(f"{path}: {error.strerror}") from error
@@ -237,22 +237,3 @@ def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
 
 def _checksum(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on disk."""
-    if path.is_dir():
-        if os.name == "nt":
-            return  # Windows does not open folders; a rename there is on disk with its journal.
-        descriptor = os.open(path, os.O_RDONLY)
-    else:
-        descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
