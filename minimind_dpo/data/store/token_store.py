@@ -4,7 +4,7 @@ A folder `<cache_dir>/<fingerprint>` with
 
     tokens.i32     all ids, pair by pair: prompt, chosen, rejected
     lengths.npy    int32 (n, 3)
-    prompt_hash.npy uint64 (n,), margins.npy float32 (n,), weights.npy float32 (n,)
+    prompt_hash.npy, pair_hash.npy uint64 (n,), margins.npy, weights.npy float32 (n,)
     sources.npy    UTF-8 bytes (n,), `dpo.jsonl:17`
     unused.txt     every problem and dropped pair, one a line
     meta.json      fingerprint, data report, size and SHA-256 of each file, checksum of itself
@@ -29,12 +29,13 @@ import numpy as np
 from minimind_dpo.batch import TokenizedPair
 from minimind_dpo.disk import sha256, sync
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout on disk."""
 
 _ARRAYS = {
     "lengths": np.int32,
     "prompt_hash": np.uint64,
+    "pair_hash": np.uint64,
     "margins": np.float32,
     "weights": np.float32,
 }
@@ -61,6 +62,7 @@ class TokenStore:
         report: The data report, plain values.
         lengths: int32 (n, 3), tokens of prompt, chosen and rejected.
         prompt_hash: uint64 (n,), of the prompt's turns before any cut, whatever the tokenizer.
+        pair_hash: uint64 (n,), of the prompt and both answers, likewise.
         margins: float32 (n,).
         weights: float32 (n,).
     """
@@ -83,6 +85,7 @@ class TokenStore:
         self.report: dict[str, Any] = meta["report"]
         self.lengths = self._load("lengths.npy")
         self.prompt_hash = self._load("prompt_hash.npy")
+        self.pair_hash = self._load("pair_hash.npy")
         self.margins = self._load("margins.npy")
         self.weights = self._load("weights.npy")
         self._sources = self._load(_SOURCES)
@@ -166,19 +169,21 @@ class StoreWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tokens = open(folder / _TOKENS, "wb")  # noqa: SIM115 - closed by finish and close
-        self._lengths, self._hashes = array("i"), array("Q")
+        self._lengths = array("i")
+        self._prompt_hashes, self._pair_hashes = array("Q"), array("Q")
         self._margins, self._weights = array("f"), array("f")
         self._sources: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._sources)
 
-    def add(self, pair: TokenizedPair, prompt_hash: int) -> None:
+    def add(self, pair: TokenizedPair, prompt_hash: int, pair_hash: int) -> None:
         """Append a pair."""
         parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
         self._tokens.write(np.concatenate(parts).astype("<i4").tobytes())
         self._lengths.extend(map(len, parts))
-        self._hashes.append(prompt_hash)
+        self._prompt_hashes.append(prompt_hash)
+        self._pair_hashes.append(pair_hash)
         self._margins.append(pair.margin)
         self._weights.append(pair.weight)
         self._sources.append(pair.source.encode("utf-8", "backslashreplace"))
@@ -190,7 +195,8 @@ class StoreWriter:
     def finish(self, fingerprint: str, report: dict[str, Any], unused: list[str]) -> None:
         """Write what is left, with checksums, and wait until all of it is on disk."""
         self._tokens.close()
-        columns = (self.lengths(), self._hashes, self._margins, self._weights)
+        hashes = (self._prompt_hashes, self._pair_hashes)
+        columns = (self.lengths(), *hashes, self._margins, self._weights)
         for (name, kind), values in zip(_ARRAYS.items(), columns, strict=True):
             np.save(self.folder / f"{name}.npy", np.array(values, kind), allow_pickle=False)
         np.save(self.folder / _SOURCES, np.array(self._sources, "S"), allow_pickle=False)
