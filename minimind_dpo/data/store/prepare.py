@@ -43,7 +43,7 @@ from minimind_dpo.data.store.token_store import (
     StoreWriter,
     TokenStore,
 )
-from minimind_dpo.data.tokenize.chat import as_turns
+from minimind_dpo.data.tokenize.chat import as_answer, as_turns
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
 from minimind_dpo.disk import sync
 
@@ -116,10 +116,7 @@ def prompt_hash(pair: PreferencePair) -> int:
 
 def pair_hash(pair: PreferencePair) -> int:
     """Stable 64-bit hash of a pair's prompt, tools and both answers, before any cut."""
-    answers = [
-        {"role": "assistant", "content": answer} if isinstance(answer, str) else answer
-        for answer in (pair.chosen, pair.rejected)
-    ]
+    answers = [as_answer(pair.chosen), as_answer(pair.rejected)]
     return _hash([list(as_turns(pair.prompt)), pair.tools, answers])
 
 
