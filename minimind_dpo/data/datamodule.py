@@ -127,12 +127,15 @@ class PreferenceDataModule(L.LightningDataModule):
             self.train_store = self._store(self.train_files)
         if self.val_store is None and self.val_files:
             self.val_store = self._store(self.val_files)
+        self._divide(self.train_store)
 
     def setup(self, stage: str) -> None:
-        """Open the stores and decide which rows are trained on and which validated."""
+        """Open the stores and check the plan of the batches."""
         self.prepare_data()
-        store = self.train_store
-        assert store is not None
+        self._check_tokens()
+
+    def _divide(self, store: TokenStore) -> None:
+        """Decide which rows are trained on and which validated."""
         if self.val_store is not None and self.val_files:
             self.train_rows = np.arange(len(store))
             self.val_rows = np.arange(len(self.val_store))
@@ -146,7 +149,6 @@ class PreferenceDataModule(L.LightningDataModule):
                 f"no pair is left to train on in {', '.join(self.train_files)}: see the data "
                 "report for what was dropped and why"
             )
-        self._check_tokens()
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Micro-batches of this rank, whole optimizer steps planned ahead."""

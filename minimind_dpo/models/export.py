@@ -6,17 +6,14 @@ target is never half written: it is the old one or the new one.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
 from copy import deepcopy
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from minimind_dpo.disk import replace_folder, replacing, workspace
 from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
@@ -63,19 +60,8 @@ def save_native(
     weights = {key: tensor for key, tensor in state.items() if not key.endswith(".mask")}
     check_finite(weights, f"export to {path} as {dtype_name(dtype)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        _use_default_mode(temporary, 0o666)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        torch.save(state, file)
     return path
 
 
@@ -109,24 +95,17 @@ def save_hf(
     if dtype is not None:
         state = {key: tensor.to(dtype) for key, tensor in state.items()}
     check_finite(state, f"export to {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        named = model.config.dtype
+    with workspace(folder) as space:
+        temporary = space / folder.name
+        dtype_before = model.config.dtype
         with plain_attention(model), quiet():
             model.save_pretrained(temporary, state_dict=state)
-        model.config.dtype = named  # saving leaves a string there
+        model.config.dtype = dtype_before  # saving leaves a string there
         _name_dtype(temporary / "config.json", dtype or model.dtype)
         _generation_config(model, tokenizer).save_pretrained(temporary)
         if tokenizer is not None:
             tokenizer.save_pretrained(temporary)
-        _use_default_mode(temporary, 0o777)
-        for path in temporary.rglob("*"):
-            _use_default_mode(path, 0o777 if path.is_dir() else 0o666)
-        _sync_files(temporary)
-        _replace_folder(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        replace_folder(temporary, folder)
     return folder
 
 
@@ -154,46 +133,3 @@ def _generation_config(
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
     return settings
-
-
-def _replace_folder(temporary: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.replace(temporary, folder)
-    else:
-        # A folder that holds anything cannot be replaced in one step; the old one steps aside.
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-        os.replace(folder, aside / folder.name)
-        try:
-            os.replace(temporary, folder)
-        except BaseException:
-            os.replace(aside / folder.name, folder)
-            raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-    _sync_folder(folder.parent)
-
-
-def _use_default_mode(path: Path, mode: int) -> None:
-    """Give a temporary file the permissions that a plainly created one has: mkstemp's are 0600."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod(mode & ~mask)
-
-
-def _sync_files(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            # NOTE: Windows refuses fsync on a file opened for reading only.
-            with path.open("rb+") as file:
-                os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, where the system lets one open a folder."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel
 
+from minimind_dpo.disk import replace_folder, workspace
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
 
@@ -79,9 +80,9 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
 
 def save_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Write the adapters alone, in peft's own format."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        model.save_pretrained(folder)
+    with workspace(folder) as space, quiet():
+        model.save_pretrained(space / folder.name)
+        replace_folder(space / folder.name, folder)
 
 
 def merge_adapters(model: PreTrainedModel) -> None:

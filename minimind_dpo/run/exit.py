@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from minimind_dpo import os_errors
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import ConfigError
@@ -76,7 +77,8 @@ def supervised(
         code = WRONG_INPUT
         ranks.report(error, f"Error: {error}")
     except Exception as error:
-        told = str(error) if isinstance(error, _TOLD) else explain(error)
+        known = str(error) if isinstance(error, _TOLD) else explain(error)
+        told = known or os_errors.explain(error)
         ranks.report(error, None if told is None else f"Error: {told}")
     finally:
         stop.patient = True  # a signal while we are ending must not interrupt that

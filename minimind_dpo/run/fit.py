@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.store.report import print_report
+from minimind_dpo.data.report import print_data_report
 from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.keep_memory import keep_freed_memory
 from minimind_dpo.objective.check_options import padded_mean_warning, supports_margins
@@ -188,7 +188,7 @@ def _open_run(
         write_config(config, run.folder)
         forget_failure(run.folder)
         set_summary_aside(run.folder)
-        _report_data(data)
+        print_data_report(data, console)
     return run, data, identity, None
 
 
@@ -243,14 +243,6 @@ def _check_margins(config: Config, data: PreferenceDataModule) -> None:
             why = f"has no reward gap that a margin could be taken off, but {where}"
             fix = f"Remove the 'margin' column, or use one of {', '.join(kinds)}."
             raise ConfigError([Problem("loss.type", why, fix, config.loss.type)])
-
-
-def _report_data(data: PreferenceDataModule) -> None:
-    assert data.train_store is not None
-    train, val = data.train_store, data.val_store
-    print_report(train.report, console, "Training data", train.unused)
-    if val is not None:
-        print_report(val.report, console, "Validation data", val.unused)
 
 
 def _log_hyperparameters(config: Config, trainer: L.Trainer, before: dict[str, float]) -> None:

@@ -21,11 +21,11 @@ from minimind_dpo import __version__
 from minimind_dpo.config.compose import to_yaml
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.disk import sha256, write_text
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.resume.checkpoint_io import newest_valid, read_header, step_files
 from minimind_dpo.training.resume.position import check_belongs, differences
-from minimind_dpo.unchanged import while_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -215,14 +215,8 @@ def file_digest(path: str) -> str:
         files = sorted(f for f in local.iterdir() if f.suffix in kinds or f.name == "config.json")
     digest = hashlib.sha256()
     for file in files:
-        digest.update(_sha256(file))
+        digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()
-
-
-@while_unchanged
-def _sha256(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def check_identity(
@@ -282,7 +276,7 @@ def _identity(config: Config, data: PreferenceDataModule) -> dict[str, dict[str,
 
 def write_config(config: Config, folder: Path) -> None:
     """Keep the resolved configuration beside the run."""
-    (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    write_text(folder / "config.yaml", to_yaml(config))
 
 
 def flat(config: Config) -> dict[str, Any]:
@@ -301,10 +295,8 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def write_json(content: dict[str, Any], path: Path) -> None:
-    """Write JSON under a temporary name and rename it, so that readers never see half of it."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    """Write JSON whole or not at all."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def versions() -> dict[str, str]:

@@ -6,16 +6,15 @@ The operating system holds the lock on `<folder>/.lock`; who holds it is written
 from __future__ import annotations
 
 import datetime
-import errno
 import json
 import logging
 import os
 import socket
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final
 
+from minimind_dpo.disk import lock
 from minimind_dpo.options.problem import ConfigError, Problem
 
 log = logging.getLogger(__name__)
@@ -23,7 +22,6 @@ log = logging.getLogger(__name__)
 LOCK_FILE: Final = ".lock"
 _held: Final[set[Path]] = set()
 """Folders of this process: to the operating system, all of its locks are one."""
-_TAKEN: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 
 
 class FolderLock:
@@ -70,12 +68,11 @@ class FolderLock:
             raise _in_use(folder, key, "this very process")
         file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
         try:
-            _lock(file)
-        except OSError as error:
-            if error.errno in _TAKEN:
+            if not lock(file):
                 holder = _holder(file)
                 file.close()
-                raise _in_use(folder, key, holder) from None
+                raise _in_use(folder, key, holder)
+        except OSError as error:
             log.warning(
                 f"{folder} cannot be locked ({error}): nothing keeps a second run out of it"
             )
@@ -98,20 +95,6 @@ def _in_use(folder: Path, key: str, holder: str) -> ConfigError:
     why = f"is in use by {holder}; two runs in one folder would destroy each other"
     fix = "Wait for it, end it, or name another folder."
     return ConfigError([Problem(key, why, fix, str(folder))])
-
-
-def _lock(file: IO[str]) -> None:
-    """Lock without waiting; OSError where it is taken, or where the file system has no locks."""
-    if sys.platform == "win32":
-        import msvcrt
-
-        file.seek(1 << 30)  # a byte behind the text, which others have to be able to read
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        # NOTE: not flock, which processes that load data would inherit and hold on to.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _holder(file: IO[str]) -> str:

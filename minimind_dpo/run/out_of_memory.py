@@ -5,20 +5,18 @@ from __future__ import annotations
 import torch
 
 from minimind_dpo.config.schema import Config
+from minimind_dpo.os_errors import causes
 
 _CPU_WORDS = ("can't allocate memory", "not enough memory")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what caused it, is a failed allocation on a GPU or in main memory."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, torch.OutOfMemoryError | MemoryError):
-            return True
-        if isinstance(seen, RuntimeError) and any(words in str(seen) for words in _CPU_WORDS):
-            return True
-        seen = seen.__cause__ or seen.__context__
-    return False
+    return any(
+        isinstance(cause, torch.OutOfMemoryError | MemoryError)
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _CPU_WORDS))
+        for cause in causes(error)
+    )
 
 
 def memory_advice(config: Config) -> str:

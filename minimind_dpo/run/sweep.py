@@ -34,6 +34,7 @@ from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict
 
+from minimind_dpo.disk import write_text
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.lock import FolderLock
 
@@ -223,7 +224,7 @@ class Jobs:
         folder.mkdir(parents=True, exist_ok=True)
         # An override that is given last wins.
         arguments = [*overrides, f"run_dir={quoted(str(folder))}", "resume=auto"]
-        (folder / "job.json").write_text(json.dumps({"overrides": overrides}), encoding="utf-8")
+        write_text(folder / "job.json", json.dumps({"overrides": overrides}))
         environment = clean_environment(os.environ)
         if slot is not None:
             environment["CUDA_VISIBLE_DEVICES"] = slot

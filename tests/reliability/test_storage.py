@@ -8,15 +8,14 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo import unchanged
-from minimind_dpo.training.resume import checkpoint_io as storage
+from minimind_dpo import disk
 from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
     AtomicCheckpointIO,
@@ -57,7 +56,7 @@ def test_what_is_saved_is_read_back_with_nothing_left_beside_it(tmp_path: Path) 
 def test_a_state_that_is_asked_often_is_checked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unchanged, "_SETTLED", -1.0)
+    monkeypatch.setattr(disk, "_SETTLED", -1.0)
     (path,) = save(tmp_path, 7)
     passes: list[Path] = []
     check = zipfile.ZipFile.testzip
@@ -163,7 +162,7 @@ def test_a_full_disk_keeps_the_state_before_and_says_so(
     def full(descriptor: int) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(storage.os, "fsync", full)
+    monkeypatch.setattr(disk.os, "fsync", full)
     with pytest.raises(CheckpointSaveError, match=r"disk is full.*step-00000004.*resume=auto"):
         save(folder, 4)
     assert path.read_bytes() == before
@@ -176,10 +175,10 @@ def test_what_is_not_on_disk_as_written_does_not_replace_the_state_before(
     (path,) = save(tmp_path, 4)
     before = path.read_bytes()
 
-    def bad_disk(checkpoint: Any, temporary: Path) -> None:
-        temporary.write_bytes(before[:-40])
+    def bad_disk(checkpoint: Any, file: IO[bytes]) -> None:
+        file.write(before[:-40])
 
-    monkeypatch.setattr(storage, "_write", bad_disk)
+    monkeypatch.setattr(torch, "save", bad_disk)
     with pytest.raises(CheckpointSaveError, match="damaged"):
         save(tmp_path, 4)
     assert path.read_bytes() == before

@@ -19,7 +19,7 @@ from typing import Any
 
 from minimind_dpo.data.read.problems import DataError, Problem
 from minimind_dpo.data.read.sources import HUBS, DataFile
-from minimind_dpo.unchanged import while_unchanged
+from minimind_dpo.disk import sha256
 
 _CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -51,15 +51,9 @@ def content_digest(file: DataFile) -> str:
             digest.update(row.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
     try:
-        return _sha256(Path(file.path))
+        return sha256(Path(file.path))
     except OSError as error:
         raise DataError([Problem(file.name, f"cannot be read: {error.strerror}")]) from error
-
-
-@while_unchanged
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def iterate_records(file: DataFile) -> Iterator[Record]:

@@ -42,10 +42,10 @@ from minimind_dpo.data.store.token_store import (
     DamagedStoreError,
     StoreWriter,
     TokenStore,
-    sync,
 )
-from minimind_dpo.data.tokenize.chat import as_turns
+from minimind_dpo.data.tokenize.chat import as_answer, as_turns
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
+from minimind_dpo.disk import sync
 
 __all__ = [
     "DamagedStoreError",
@@ -111,7 +111,16 @@ def prepare_store(
 
 def prompt_hash(pair: PreferencePair) -> int:
     """Stable 64-bit hash of a prompt's turns and tools, before any cut; text is a user's turn."""
-    content = [list(as_turns(pair.prompt)), pair.tools]
+    return _hash([list(as_turns(pair.prompt)), pair.tools])
+
+
+def pair_hash(pair: PreferencePair) -> int:
+    """Stable 64-bit hash of a pair's prompt, tools and both answers, before any cut."""
+    answers = [as_answer(pair.chosen), as_answer(pair.rejected)]
+    return _hash([list(as_turns(pair.prompt)), pair.tools, answers])
+
+
+def _hash(content: Any) -> int:
     written = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest(), "little")
 
@@ -209,7 +218,7 @@ class _Builder:
     def _add(self, pair: PreferencePair, result: Encoded | Dropped) -> None:
         self.report.add(pair, result)
         if isinstance(result, Encoded):
-            self.writer.add(result.pair, prompt_hash(pair))
+            self.writer.add(result.pair, prompt_hash(pair), pair_hash(pair))
         elif result.kind == "template":
             self._add_problem(Problem(pair.source, result.reason))
         else:
@@ -224,7 +233,7 @@ class _Builder:
             reasons = [Problem(*line.split(": ", 1)) for line in self.unused]
             problems = reasons or [Problem(names, "holds no pair")]
             raise DataError(problems, hint="No pair is left to train on.")
-        report = self.report.build(self.writer.lengths(), self.tokenizer.limits.max_length)
+        report = self.report.build(self.writer.lengths(), self.tokenizer.limits)
         self.writer.finish(fingerprint, report, self.unused)
 
 

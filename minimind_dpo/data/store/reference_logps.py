@@ -24,7 +24,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from minimind_dpo.data.store.token_store import TokenStore, sync
+from minimind_dpo.data.store.token_store import TokenStore
+from minimind_dpo.disk import sync
 
 _FILE_MAGIC, _MAGIC = b"DPOLOGP1", 0x4C4F4750
 _FILE_HEADER = len(_FILE_MAGIC) + 32

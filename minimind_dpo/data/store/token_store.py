@@ -4,7 +4,7 @@ A folder `<cache_dir>/<fingerprint>` with
 
     tokens.i32     all ids, pair by pair: prompt, chosen, rejected
     lengths.npy    int32 (n, 3)
-    prompt_hash.npy uint64 (n,), margins.npy float32 (n,), weights.npy float32 (n,)
+    prompt_hash.npy, pair_hash.npy uint64 (n,), margins.npy, weights.npy float32 (n,)
     sources.npy    UTF-8 bytes (n,), `dpo.jsonl:17`
     unused.txt     every problem and dropped pair, one a line
     meta.json      fingerprint, data report, size and SHA-256 of each file, checksum of itself
@@ -19,7 +19,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,13 +27,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from minimind_dpo.batch import TokenizedPair
+from minimind_dpo.disk import sha256, sync
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout on disk."""
 
 _ARRAYS = {
     "lengths": np.int32,
     "prompt_hash": np.uint64,
+    "pair_hash": np.uint64,
     "margins": np.float32,
     "weights": np.float32,
 }
@@ -61,6 +62,7 @@ class TokenStore:
         report: The data report, plain values.
         lengths: int32 (n, 3), tokens of prompt, chosen and rejected.
         prompt_hash: uint64 (n,), of the prompt's turns before any cut, whatever the tokenizer.
+        pair_hash: uint64 (n,), of the prompt and both answers, likewise.
         margins: float32 (n,).
         weights: float32 (n,).
     """
@@ -83,6 +85,7 @@ class TokenStore:
         self.report: dict[str, Any] = meta["report"]
         self.lengths = self._load("lengths.npy")
         self.prompt_hash = self._load("prompt_hash.npy")
+        self.pair_hash = self._load("pair_hash.npy")
         self.margins = self._load("margins.npy")
         self.weights = self._load("weights.npy")
         self._sources = self._load(_SOURCES)
@@ -166,19 +169,21 @@ class StoreWriter:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._tokens = open(folder / _TOKENS, "wb")  # noqa: SIM115 - closed by finish and close
-        self._lengths, self._hashes = array("i"), array("Q")
+        self._lengths = array("i")
+        self._prompt_hashes, self._pair_hashes = array("Q"), array("Q")
         self._margins, self._weights = array("f"), array("f")
         self._sources: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._sources)
 
-    def add(self, pair: TokenizedPair, prompt_hash: int) -> None:
+    def add(self, pair: TokenizedPair, prompt_hash: int, pair_hash: int) -> None:
         """Append a pair."""
         parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
         self._tokens.write(np.concatenate(parts).astype("<i4").tobytes())
         self._lengths.extend(map(len, parts))
-        self._hashes.append(prompt_hash)
+        self._prompt_hashes.append(prompt_hash)
+        self._pair_hashes.append(pair_hash)
         self._margins.append(pair.margin)
         self._weights.append(pair.weight)
         self._sources.append(pair.source.encode("utf-8", "backslashreplace"))
@@ -190,7 +195,8 @@ class StoreWriter:
     def finish(self, fingerprint: str, report: dict[str, Any], unused: list[str]) -> None:
         """Write what is left, with checksums, and wait until all of it is on disk."""
         self._tokens.close()
-        columns = (self.lengths(), self._hashes, self._margins, self._weights)
+        hashes = (self._prompt_hashes, self._pair_hashes)
+        columns = (self.lengths(), *hashes, self._margins, self._weights)
         for (name, kind), values in zip(_ARRAYS.items(), columns, strict=True):
             np.save(self.folder / f"{name}.npy", np.array(values, kind), allow_pickle=False)
         np.save(self.folder / _SOURCES, np.array(self._sources, "S"), allow_pickle=False)
@@ -199,7 +205,7 @@ class StoreWriter:
         files = {}
         for path in sorted(self.folder.iterdir()):
             sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
         meta = {"format": FORMAT, "fingerprint": fingerprint, "report": report, "files": files}
         written = json.dumps({**meta, "checksum": _checksum(meta)}, indent=1, ensure_ascii=False)
         (self.folder / _META).write_text(written, encoding="utf-8")
@@ -229,7 +235,7 @@ def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
         size = path.stat().st_size
         if size != expected["bytes"]:
             raise DamagedStoreError(f"{path}: has {size:,} bytes, not {expected['bytes']:,}")
-        if verify and _sha256(path) != expected["sha256"]:
+        if verify and sha256(path) != expected["sha256"]:
             raise DamagedStoreError(f"{path}: its content is not what was written")
     except OSError as error:
         raise DamagedStoreError(f"{path}: {error.strerror}") from error
@@ -237,22 +243,3 @@ def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
 
 def _checksum(meta: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file, or a folder's list of files, is on disk."""
-    if path.is_dir():
-        if os.name == "nt":
-            return  # Windows does not open folders; a rename there is on disk with its journal.
-        descriptor = os.open(path, os.O_RDONLY)
-    else:
-        descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,7 @@
 """Where a model comes from, and reading the tensors of a native file without trusting it.
 
-torch's zip format carries a checksum (CRC-32) of every tensor that torch itself never looks at: a
-flipped bit loads silently. They are checked first. Unpickling is torch's weights-only loader's.
+A flipped bit would load silently, so the checksums of torch's zip format are checked first.
+Unpickling is torch's weights-only loader's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import difflib
 import re
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,21 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minimind_dpo.disk import zip_fault
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.find_on_hub import find_on_hub
+from minimind_dpo.os_errors import first_line
 
 _WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 MODELSCOPE = "modelscope:"
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,
-    NotImplementedError,
-    ValueError,
-)
 
 
 def locate(path: str | Path, key: str = "model.path") -> Path | str:
@@ -119,7 +111,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
                 "objects, which are not loaded because that can run code"
             )
         else:
-            reason = f"it is not a whole torch file ({_first_line(error)})"
+            reason = f"it is not a whole torch file ({first_line(error)})"
         raise CheckpointError(
             f"{path} cannot be read: {reason}. Give the file that torch.save wrote of a model's "
             "state_dict()"
@@ -127,25 +119,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return _checked(loaded, path)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-
-
 def _check_sums(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(4)
     if not start.startswith(b"PK"):
         return
-    again = "Copy or download it again, and compare sizes or checksums"
-    try:
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except _ZIP_ERRORS as error:
+    fault = zip_fault(path)
+    if fault is not None:
         raise CheckpointError(
-            f"{path} is damaged or cut short ({_first_line(error)}). {again}"
-        ) from error
-    if bad is not None:
-        raise CheckpointError(f"{path} is damaged: {bad} does not match its checksum. {again}")
+            f"{path} is damaged: {fault}. Copy or download it again, and compare sizes or checksums"
+        )
 
 
 def _checked(loaded: Any, path: Path) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -14,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from transformers import PreTrainedTokenizerBase
 
+from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.sampling import sample_answers
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.signals import StopRequest
@@ -125,6 +125,4 @@ def write_block(path: Path, step: int, text: str) -> None:
     blocks = re.split(r"^(?=## Step \d+$)", before, flags=re.M)
     kept = [block for block in blocks if block and int(block.split()[2]) < step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept) + f"## Step {step}\n\n{text}\n\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(kept) + f"## Step {step}\n\n{text}\n\n")

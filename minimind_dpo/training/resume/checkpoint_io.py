@@ -3,21 +3,16 @@
 save    temporary file beside the target -> fsync -> read back against its checksums -> rename
         over the target -> fsync the folder
 load    checksums first, then torch's weights-only loader: nothing in a file can run code
-
-torch's zip format carries a CRC-32 of every record; torch itself never looks at them.
 """
 
 from __future__ import annotations
 
 import copy
-import errno
 import logging
 import os
 import re
 import shutil
 import time
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +20,8 @@ from typing import Any, Final
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
-from minimind_dpo.unchanged import while_unchanged
+from minimind_dpo.disk import replacing, sync, while_unchanged, zip_fault
+from minimind_dpo.os_errors import first_line, is_full
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +30,6 @@ HEADER: Final = "minimind_dpo"
 """Key under which a checkpoint says what it belongs to and where it stands."""
 
 _SET_ASIDE: Final = "superseded"
-_NO_ROOM: Final = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT) if os.name != "nt" else (errno.ENOSPC,)
-_UNREADABLE: Final = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError)
 
 
 class DamagedCheckpointError(ValueError):
@@ -67,16 +61,14 @@ class AtomicCheckpointIO(CheckpointIO):
         started = time.perf_counter()
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            _write(checkpoint, temporary)
-            verify(temporary)
-            os.replace(temporary, target)
-            _sync_folder(target.parent)
+            with replacing(target) as temporary:
+                with temporary.open("wb") as file:
+                    torch.save(checkpoint, file)
+                sync(temporary)
+                verify(temporary)
         except (OSError, RuntimeError, DamagedCheckpointError) as error:
             raise CheckpointSaveError(_why_not_saved(error, target, checkpoint)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
         taken = time.perf_counter() - started
         self.seconds += taken
         size = target.stat().st_size / 1e6
@@ -155,7 +147,7 @@ def _why_unread(error: Exception) -> str:
         return "it holds Python objects, which are not loaded because that can run code"
     if isinstance(error, KeyError):
         return f"it has no entry {error}"
-    return _first_line(error)
+    return first_line(error)
 
 
 @while_unchanged
@@ -168,16 +160,11 @@ def verify(path: Path) -> None:
     try:
         if path.stat().st_size == 0:
             raise DamagedCheckpointError(f"{path} is empty (0 bytes)")
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-    except DamagedCheckpointError:
-        raise
-    except (*_UNREADABLE, NotImplementedError) as error:
-        raise DamagedCheckpointError(
-            f"{path} is damaged, cut short or no checkpoint ({_first_line(error)})"
-        ) from error
-    if bad is not None:
-        raise DamagedCheckpointError(f"{path} is damaged: {bad} does not match its checksum")
+        fault = zip_fault(path)
+    except OSError as error:
+        raise DamagedCheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if fault is not None:
+        raise DamagedCheckpointError(f"{path} is damaged: {fault}")
 
 
 def step_file(folder: Path, step: int) -> Path:
@@ -238,31 +225,11 @@ def sweep_temporary(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(checkpoint: dict[str, Any], path: Path) -> None:
-    with path.open("wb") as file:
-        torch.save(checkpoint, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return  # Windows does not open folders; its journal holds the rename.
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _why_not_saved(error: Exception, target: Path, checkpoint: dict[str, Any]) -> str:
     needed = sum(tensor.nbytes for tensor in _tensors(checkpoint)) / 1e6
     free = shutil.disk_usage(target.parent).free / 1e6
-    cause: BaseException | None = error
-    while cause is not None and getattr(cause, "errno", None) not in _NO_ROOM:
-        cause = cause.__cause__ or cause.__context__
-    full = cause is not None or free < needed
-    reason = "the disk is full, or a limit on file sizes is reached" if full else _first_line(error)
+    full = is_full(error) or free < needed
+    reason = "the disk is full, or a limit on file sizes is reached" if full else first_line(error)
     kept = ", ".join(path.name for path in step_files(target.parent)) or "none"
     return (
         f"{target} could not be saved: {reason} (about {needed:,.0f} MB needed, {free:,.0f} MB "
@@ -280,7 +247,3 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _tensors(item)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__

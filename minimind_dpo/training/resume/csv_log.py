@@ -11,6 +11,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from minimind_dpo.disk import replacing
+
 
 class KeptCSVLogger(CSVLogger):
     """Lightning's CSV logger, which deletes what earlier launches of a run logged, without that.
@@ -77,9 +79,10 @@ def keep_until(path: Path, step: int, validation_due: bool) -> None:
         at = int(row["step"] or 0) if row.get("step", "").isdigit() else -1
         return 0 <= at < step or (at == step and not again)
 
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, fieldnames=header)
         writer.writeheader()
         writer.writerows(row for row in rows if past(row))
-    os.replace(temporary, path)

@@ -1,0 +1,255 @@
+"""Files that a crash, a full disk or a second process cannot leave half written.
+
+write    under a temporary name beside the target -> fsync -> rename -> fsync the folder
+check    SHA-256 of a file, the checksums inside a zip archive
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import re
+import shutil
+import sys
+import time
+import uuid
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, Final, TypeVar
+
+from minimind_dpo.os_errors import explain, first_line
+
+_T = TypeVar("_T")
+
+_SETTLED: Final = 2.0
+"""Seconds after which a further change shows in a file's times, however coarse their clock is."""
+
+_LOCK: Final = "lock"
+_TAKEN: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
+_workspaces: Final[set[Path]] = set()
+"""Those of this process: to the operating system, all locks of one process are one."""
+
+_ZIP_ERRORS: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or a folder's list of files, is on disk."""
+    if path.is_dir():
+        if os.name == "nt":
+            return  # Windows does not open folders; its journal holds the rename.
+        descriptor = os.open(path, os.O_RDONLY)
+    else:
+        # NOTE: Windows refuses fsync on a file opened for reading only.
+        descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Write a file whole or not at all.
+
+    Yields:
+        The temporary name to write to. It takes the place of `target` at the end of the block;
+        where the block raises, it is deleted and `target` stays as it is.
+
+    Raises:
+        OSError: Naming `target`.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        _use_default_mode(temporary)
+        sync(temporary)
+        os.replace(temporary, target)
+        sync(target.parent)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename, error.filename2 = str(target), None
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _use_default_mode(path: Path) -> None:
+    """Give a file or folder the permissions of a plainly created one: some libraries give 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Write UTF-8 text whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors=errors)
+
+
+@contextlib.contextmanager
+def workspace(target: Path) -> Iterator[Path]:
+    """A folder beside `target` to make in what takes its place; deleted at the end.
+
+    A process holds a lock on each workspace of its own, so those of processes that died are told
+    from those in use, and deleted.
+
+    Yields:
+        The folder, empty but for the file of the lock.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead(target)
+    folder, file = _locked_workspace(target)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _workspaces.discard(folder)
+        file.close()
+
+
+def _locked_workspace(target: Path) -> tuple[Path, IO[bytes]]:
+    while True:
+        folder = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp").absolute()
+        _workspaces.add(folder)
+        folder.mkdir()
+        with contextlib.suppress(FileNotFoundError):
+            file = (folder / _LOCK).open("xb")
+            with contextlib.suppress(OSError):  # a file system without locks: nothing is deleted
+                lock(file)
+            # Another process may have taken the folder for a dead one before the lock was held.
+            if (folder / _LOCK).exists():
+                return folder, file
+            file.close()
+        _workspaces.discard(folder)
+
+
+def _remove_dead(target: Path) -> None:
+    for folder in target.parent.glob(f".{_escaped(target.name)}.*.tmp"):
+        if not folder.is_dir() or folder.absolute() in _workspaces:
+            continue
+        with contextlib.suppress(OSError):
+            if not (folder / _LOCK).exists():
+                folder.rmdir()  # which fails where it holds anything
+                continue
+            with (folder / _LOCK).open("r+b") as file:
+                if lock(file):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def replace_folder(made: Path, target: Path) -> None:
+    """Put a folder made in a `workspace` into the place of `target`, as a whole."""
+    for path in (*made.rglob("*"), made):
+        if path.is_file() or path.is_dir():
+            _use_default_mode(path)
+            sync(path)
+    if target.exists():
+        # A folder that holds anything cannot be replaced in one step; the old one steps aside.
+        aside = made.with_name(f"{made.name}.old")
+        os.replace(target, aside)
+        try:
+            os.replace(made, target)
+        except BaseException:
+            os.replace(aside, target)
+            raise
+    else:
+        os.replace(made, target)
+    sync(target.parent)
+
+
+def lock(file: IO[Any]) -> bool:
+    """Lock an open file for this process until it is closed, without waiting.
+
+    Returns:
+        False where another process holds it.
+
+    Raises:
+        OSError: The file system has no locks.
+    """
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(1 << 30)  # a byte behind the content, which others have to be able to read
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            # NOTE: not flock, which processes that load data would inherit and hold on to.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _TAKEN:
+            return False
+        raise
+    return True
+
+
+def while_unchanged(find: Callable[[Path], _T]) -> Callable[[Path], _T]:
+    """Let a function of one file read it once in this process; again where the file has changed.
+
+    States, weights and data are files of gigabytes, and a run asks each of them several questions.
+    What the function raises is not kept. What it returns is, and has to be left as it is.
+    """
+    known: dict[str, tuple[tuple[int, ...], _T]] = {}
+
+    @functools.wraps(find)
+    def remembered(path: Path) -> _T:
+        try:
+            stamp = _stamp(path)
+        except OSError:
+            return find(path)  # which raises it with a message of its own
+        key = os.path.abspath(path)
+        if key in known and known[key][0] == stamp:
+            return known[key][1]
+        answer = find(path)
+        if time.time_ns() - max(stamp[:2]) > _SETTLED * 1e9:
+            known[key] = stamp, answer
+        return answer
+
+    return remembered
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
+
+
+@while_unchanged
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def zip_fault(path: Path) -> str | None:
+    """Why a zip archive is not whole; None where every record matches its checksum (CRC-32).
+
+    torch's files are such archives, and torch itself never looks at the checksums.
+
+    Raises:
+        OSError: The file cannot be opened for a reason that is not its content.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except _ZIP_ERRORS as error:
+        if explain(error) is not None:
+            raise  # says nothing of what the file holds
+        return f"it is cut short or no archive ({first_line(error)})"
+    return None if bad is None else f"{bad} does not match its checksum"
