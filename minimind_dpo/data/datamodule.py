@@ -26,6 +26,7 @@ from minimind_dpo.data.batches.step_plan import (
     accumulation_for,
     carry_over,
 )
+from minimind_dpo.data.read.problems import DataError, Problem
 from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore, prepare_store, split_indices
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
@@ -58,6 +59,38 @@ class LoaderOptions:
     num_workers: int = 0
     pin_memory: bool | None = None
     seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """How a trainer divides the data: what is read of `lightning.Trainer`.
+
+    Attributes:
+        accumulate: Micro-batches of an optimizer step.
+        world_size: Ranks.
+        rank: This one.
+        limit_train: `limit_train_batches`: micro-batches of an epoch, a share, or None.
+        limit_val: The same of validation.
+    """
+
+    accumulate: int = 1
+    world_size: int = 1
+    rank: int = 0
+    limit_train: int | float | None = None
+    limit_val: int | float | None = None
+
+    @classmethod
+    def of(cls, trainer: L.Trainer | None) -> Division:
+        """A trainer's; one micro-batch a step on one rank where there is none."""
+        if trainer is None:
+            return cls()
+        return cls(
+            trainer.accumulate_grad_batches,
+            trainer.world_size,
+            trainer.global_rank,
+            trainer.limit_train_batches,
+            trainer.limit_val_batches,
+        )
 
 
 class PreferenceDataModule(L.LightningDataModule):
@@ -145,10 +178,9 @@ class PreferenceDataModule(L.LightningDataModule):
             self.train_rows, self.val_rows = split_indices(store, self.val_fraction)
             self.val_store = store
         if len(self.train_rows) == 0:
-            raise ValueError(
-                f"no pair is left to train on in {', '.join(self.train_files)}: see the data "
-                "report for what was dropped and why"
-            )
+            why = "no pair is left to train on: see the data report for what was dropped and why"
+            raise DataError([Problem(", ".join(self.train_files), why)])
+        self._check_tokens()
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Micro-batches of this rank, whole optimizer steps planned ahead."""
@@ -216,46 +248,56 @@ class PreferenceDataModule(L.LightningDataModule):
             epochs: How many epochs training may take; None for no bound.
             steps: How many optimizer steps it may take; None for no bound.
         """
-        train = self.train_sampler().visited(epochs, steps)
-        if len(self.stores) == 1:
-            return [np.union1d(train, self.val_rows)]
-        return [train, self.val_rows]
+        train, val = self.train_sampler().visited(epochs, steps), self.val_rows
+        if len(val):
+            val = self.val_sampler().visited(1)
+        return [np.union1d(train, val)] if len(self.stores) == 1 else [train, val]
 
-    def train_sampler(self) -> StepSampler:
-        """The plan of training on this rank."""
+    def train_sampler(self, division: Division | None = None) -> StepSampler:
+        """The plan of training on a rank.
+
+        Args:
+            division: As the trainer's where None.
+
+        Raises:
+            DataError: It has no optimizer step.
+        """
         assert self.train_store is not None
-        trainer, rows = self.trainer, self.train_rows
-        shape = StepShape(
-            self.loader.batch_size,
-            1 if trainer is None else trainer.accumulate_grad_batches,
-            1 if trainer is None else trainer.world_size,
-        )
+        division = division or Division.of(self.trainer)
+        rows = self.train_rows
         sampler = StepSampler(
             rows,
             self.collate.tokens(self.train_store.lengths[rows]),
-            shape,
+            StepShape(self.loader.batch_size, division.accumulate, division.world_size),
             chosen_lengths=self.train_store.lengths[rows, 1],
-            rank=0 if trainer is None else trainer.global_rank,
+            rank=division.rank,
             seed=self.loader.seed,
             shuffle=self.loader.shuffle,
             drop_last=self.loader.drop_last,
         )
-        if trainer is not None:
-            sampler.limit = _limit(len(sampler), trainer.limit_train_batches)
+        if not sampler.whole:
+            raise DataError([_too_few(sampler)])
+        sampler.limit = _limit(sampler.whole, "train", division.limit_train)
         return sampler
 
-    def val_sampler(self) -> StepSampler:
-        """The plan of validation on this rank; the last batches of some ranks may be empty."""
+    def val_sampler(self, division: Division | None = None) -> StepSampler:
+        """The plan of validation on a rank; the last batches of some ranks may be empty.
+
+        Raises:
+            DataError: `limit_val_batches` leaves no batch.
+        """
         assert self.val_store is not None
-        ranks = 1 if self.trainer is None else self.trainer.world_size
-        return StepSampler(
+        division = division or Division.of(self.trainer)
+        sampler = StepSampler(
             self.val_rows,
             self.collate.tokens(self.val_store.lengths[self.val_rows]),
-            StepShape(self.loader.batch_size, 1, ranks),
+            StepShape(self.loader.batch_size, 1, division.world_size),
             chosen_lengths=self.val_store.lengths[self.val_rows, 1],
-            rank=0 if self.trainer is None else self.trainer.global_rank,
+            rank=division.rank,
             shuffle=False,
         )
+        sampler.limit = _limit(sampler.whole, "val", division.limit_val)
+        return sampler
 
     def _store(self, files: list[str]) -> TokenStore:
         return prepare_store(
@@ -276,8 +318,7 @@ class PreferenceDataModule(L.LightningDataModule):
         workers = self.loader.num_workers
         return PlannedLoader(
             LaidOutPairs(store, self.collate),
-            sampler=sampler,
-            batch_size=None,
+            sampler,
             num_workers=workers,
             pin_memory=pin,
             persistent_workers=False,
@@ -315,8 +356,29 @@ def _spread(shape: Mapping[str, int]) -> str:
     )
 
 
-def _limit(batches: int, limit: int | float | None) -> int | None:
-    """Lightning's limit_train_batches as a number of micro-batches."""
+def _limit(batches: int, phase: str, limit: int | float | None) -> int | None:
+    """Lightning's limit of a phase as a number of micro-batches."""
     if limit is None or (isinstance(limit, float) and limit == 1.0):
         return None
-    return int(batches * limit) if isinstance(limit, float) else min(limit, batches)
+    if not isinstance(limit, float):
+        return min(limit, batches)
+    if limit > 0 and int(batches * limit) == 0:
+        what = f"of the {batches} micro-batches of an epoch, this share is less than one"
+        advice = f"give a number of micro-batches, or a share of at least {1 / batches:.2g}"
+        raise DataError([Problem(f"trainer.limit_{phase}_batches={limit:g}", f"{what}: {advice}")])
+    return int(batches * limit)
+
+
+def _too_few(sampler: StepSampler) -> Problem:
+    """Fewer pairs than a step has, where cut steps are left out."""
+    shape = sampler.shape
+    step = (
+        f"data.batch_size={shape.batch_size} x trainer.accumulate_grad_batches={shape.accumulate} "
+        f"x {shape.world_size} devices"
+    )
+    return Problem(
+        "data.drop_last=true",
+        f"the {len(sampler.rows)} training pairs do not fill one optimizer step of "
+        f"{shape.pairs_per_step} ({step}), and a step that is not full is left out: lower these, "
+        "or set data.drop_last=false",
+    )

@@ -130,8 +130,18 @@ class MetricSums:
                 "would be over different pairs: use another MetricSums for another kind of batch"
             )
         wide = {name: value.detach().to(_widest(value.device)) for name, value in sums.items()}
-        # Zeros that were there before the first batch may lie on another device.
-        self._sums = wide if self._fresh else {n: self._sums[n] + v for n, v in wide.items()}
+        # Sums that were there before the first batch may lie on another device.
+        self._sums = wide if self._fresh else {n: self._sums[n].to(v) + v for n, v in wide.items()}
+        self._fresh = False
+
+    @property
+    def sums(self) -> Mapping[str, Tensor]:
+        """The sums by name, counts included."""
+        return self._sums
+
+    def load(self, flat: Tensor) -> None:
+        """Go on from sums (K,) that `flat` gave, of the same names."""
+        self._sums = dict(zip(self.names, flat.unbind(), strict=True))
         self._fresh = False
 
     def flat(self) -> Tensor:

@@ -5,7 +5,8 @@ by the accumulation and DDP's mean over ranks each pair of the optimizer step we
 
     loss = sum_p w_p l_p * accumulate * world_size / pairs of the step
 
-Metrics are sums and counts over pairs, reduced over ranks once a logged point.
+Metrics are sums and counts over pairs, reduced over ranks once a logged point, which is the mean
+over all pairs since the point before. A step that the guard refuses trains nothing and is left out.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class DPOModule(L.LightningModule):
         self.weights_of_step: int | None = None
         # A rank that is given no pair still has to line its sums up with the others'.
         names = metric_names(self.loss, reference=not isinstance(self.reference, NoReference))
-        self._train_sums = MetricSums([*names, *(["aux_loss"] if self.aux_loss else [])])
+        train_names = [*names, *(["aux_loss"] if self.aux_loss else [])]
+        self._step_sums = MetricSums(train_names)  # of the optimizer step in progress
+        self._train_sums = MetricSums(train_names)  # of the steps since the last logged point
         self._val_sums = MetricSums(names)
 
     def forward(self, batch: PreferenceBatch) -> PairLogps:
@@ -95,12 +98,8 @@ class DPOModule(L.LightningModule):
         """Loss of one micro-batch, scaled for its optimizer step."""
         if batch.num_pairs == 0:
             return self._connected_zero()
-        # Entropies cost three passes over the logits: only for steps whose numbers are logged.
-        logged = self.logs_step(self.trainer.global_step + 1)
-        policy = score(
-            self.policy, batch, statistics=logged or self.loss.wpo, aux_loss=self.aux_loss
-        )
-        output = self._losses(policy, batch, self._train_sums if logged else None)
+        policy = score(self.policy, batch, statistics=True, aux_loss=self.aux_loss)
+        output = self._losses(policy, batch, self._step_sums)
         self.guard.watch(batch.pair_index, output.losses)
         total = (output.losses * batch.weights.to(output.losses.dtype)).sum()
         if policy.aux_loss is not None:
@@ -112,22 +111,33 @@ class DPOModule(L.LightningModule):
         """Train mode on purpose: models from a checkpoint come in eval mode."""
         self.policy.train()
 
+    def on_train_start(self) -> None:
+        """Callbacks that monitor a curve find its newest point, in a resumed run too."""
+        for prefix, metrics in (("train", self.last_train_metrics), ("val", self.last_val_metrics)):
+            named = {f"{prefix}/{name}": _exact(value) for name, value in metrics.items()}
+            self.trainer.callback_metrics.update(named)
+
     def configure_callbacks(self) -> list[Callback]:
         """Log a step before a checkpoint callback saves it: the module's own hook is too late."""
         return [_StepLog()]
 
     def finish_step(self) -> None:
-        """At the end of an optimizer step, log the mean over its pairs."""
-        if self.logs_step(self.trainer.global_step):
-            self.last_train_metrics = self._reduced(self._train_sums)
-            self.last_train_metrics |= {
+        """At the end of an optimizer step, log the mean over all pairs since the last point."""
+        if self.guard.in_a_row == 0:
+            self._train_sums.add(self._step_sums.sums)
+        self._step_sums.reset()
+        step = self.trainer.global_step
+        if self.logs_step(step):
+            self.last_train_metrics = self._reduced(self._train_sums) | {
                 "grad_norm": self.grad_norm,
                 "learning_rate": self.step_lr,
                 "guard/bad_steps": float(self.guard.total),
             }
-            self.last_train_step = self.trainer.global_step
+            self.last_train_step = step
+            self._train_sums.reset()
             self.publish("train", self.last_train_metrics)
-        self._train_sums.reset()
+            self._tell_trainer("train", self.last_train_metrics, logger=False)
+        self.log("step", _exact(step), logger=False, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         """Stop where no step could be taken for too long; callbacks have saved the state."""
@@ -148,14 +158,9 @@ class DPOModule(L.LightningModule):
         """Exact means over all pairs of the validation set, over all ranks."""
         self.last_val_metrics = self._reduced(self._val_sums)
         self.last_val_step = self.current_step
-        self.publish("val", self.last_val_metrics)
-        # For ModelCheckpoint's monitor; the loggers have it already, under the exact step.
-        self.log_dict(
-            {f"val/{name}": value for name, value in self.last_val_metrics.items()},
-            logger=False,
-            rank_zero_only=False,
-            batch_size=1,
-        )
+        self._tell_trainer("val", self.last_val_metrics, logger=True)
+        # Lightning's own way to name the step; it would count one less.
+        self.log("step", _exact(self.current_step), batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is counted and reported besides weights."""
@@ -165,6 +170,7 @@ class DPOModule(L.LightningModule):
             "last_train_metrics": self.last_train_metrics,
             "last_val_step": self.last_val_step,
             "last_val_metrics": self.last_val_metrics,
+            "train_sums": self._sums_of_all_ranks(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -175,6 +181,7 @@ class DPOModule(L.LightningModule):
         self.last_train_metrics = dict(kept["last_train_metrics"])
         self.last_val_step = kept["last_val_step"]
         self.last_val_metrics = dict(kept["last_val_metrics"])
+        self._go_on_summing(kept["train_sums"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a schedule that moves once per optimizer step."""
@@ -225,12 +232,19 @@ class DPOModule(L.LightningModule):
             self.guard.report(self.trainer.global_step + 1)
 
     def logs_step(self, step: int) -> bool:
-        """Whether the numbers of an optimizer step, counted from 1, are logged."""
+        """Whether a point is logged after an optimizer step, counted from 1.
+
+        The first, every n-th and the last step: each pair of a run is in one point.
+        """
         every: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        return bool(every) and (step == 1 or step % every == 0)
+        last = self.trainer.estimated_stepping_batches
+        return bool(every) and (step == 1 or step % every == 0 or step == last)
 
     def publish(self, prefix: str, metrics: dict[str, float]) -> None:
-        """Hand metrics to every logger at the exact step: Lightning's own counts from 0."""
+        """Hand metrics to every logger at the exact step.
+
+        Lightning would do it after the state is saved, so that a resumed run would lack the point.
+        """
         named = {f"{prefix}/{name}": value for name, value in metrics.items()}
         for logger in self.loggers:
             logger.log_metrics(named, step=self.trainer.global_step)
@@ -253,9 +267,7 @@ class DPOModule(L.LightningModule):
         batches = self.trainer.num_training_batches
         return int(epochs * batches) if epochs > 0 and batches != float("inf") else 0
 
-    def _losses(
-        self, policy: PairLogps, batch: PreferenceBatch, sums: MetricSums | None
-    ) -> LossOutput:
+    def _losses(self, policy: PairLogps, batch: PreferenceBatch, sums: MetricSums) -> LossOutput:
         reference = self.reference.score(batch)
         output = pair_losses(
             policy,
@@ -265,8 +277,6 @@ class DPOModule(L.LightningModule):
             padded_positions=batch.padded_positions,
             mean_chosen_length=batch.window.chosen_tokens / batch.window.pairs,
         )
-        if sums is None:
-            return output
         metrics = pair_metrics(policy, reference, output, batch.weights)
         if policy.aux_loss is not None:
             metrics["aux_loss"] = policy.aux_loss.detach() * batch.num_pairs
@@ -277,6 +287,35 @@ class DPOModule(L.LightningModule):
         """A zero that every parameter's gradient flows from: a rank with no pair left still
         takes part in DDP's reduction."""
         return sum((p.sum() * 0.0 for p in self.policy.parameters() if p.requires_grad), _ZERO)
+
+    def _tell_trainer(self, prefix: str, metrics: dict[str, float], *, logger: bool) -> None:
+        """To `trainer.callback_metrics`, `validate()`'s result and the progress bar."""
+        for name, value in metrics.items():
+            self.log(
+                f"{prefix}/{name}",
+                _exact(value),
+                prog_bar=name in _SHOWN,
+                logger=logger,
+                batch_size=1,
+            )
+
+    def _sums_of_all_ranks(self) -> dict[str, Any]:
+        """Sums since the last point, (ranks, K), for a checkpoint; to be called on all ranks."""
+        ranks = self._train_sums.flat()[None]
+        if self.trainer.world_size > 1:
+            ranks = self.trainer.strategy.all_gather(ranks[0].to(self.device))
+        return {"names": list(self._train_sums.names), "ranks": ranks.cpu()}
+
+    def _go_on_summing(self, kept: dict[str, Any]) -> None:
+        """This rank's sums of a checkpoint; on another number of ranks the first takes all."""
+        if kept["names"] != list(self._train_sums.names):
+            return  # another loss, whose run was resumed with changes
+        ranks: Tensor = kept["ranks"]
+        rank = self.trainer.global_rank
+        if len(ranks) == self.trainer.world_size:
+            self._train_sums.load(ranks[rank])
+        elif rank == 0:
+            self._train_sums.load(ranks.sum(0))
 
     def _reduced(self, sums: MetricSums) -> dict[str, float]:
         reduce: Callable[..., Any] = self.trainer.strategy.reduce
@@ -300,3 +339,9 @@ class _StepLog(Callback):
 
 
 _ZERO = torch.zeros(())
+_SHOWN = ("loss", "rewards/accuracies", "rewards/margins")
+
+
+def _exact(value: float) -> Tensor:
+    """Lightning rounds numbers to float32, tensors it leaves as they are."""
+    return torch.tensor(value, dtype=torch.float64)

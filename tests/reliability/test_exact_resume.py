@@ -40,6 +40,7 @@ LENGTHS: dict[str, dict[str, Any]] = {
     "ended by steps": {"max_epochs": -1, "max_steps": 13, "val_check_interval": 2},
     "ended by steps, no validation": {"max_epochs": 9, "max_steps": 12, "limit_val_batches": 0},
     "a cut epoch": {"limit_train_batches": 8, "val_check_interval": 1.0},
+    "points of several steps": {"log_every_n_steps": 7, "val_check_interval": 2},
 }
 
 

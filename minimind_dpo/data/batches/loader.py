@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.batches.layouts import Collator
-from minimind_dpo.data.batches.step_plan import MicroBatch
+from minimind_dpo.data.batches.step_plan import MicroBatch, StepSampler
 from minimind_dpo.data.store.prepare import TokenStore
 
 
@@ -33,9 +33,11 @@ class PlannedLoader(DataLoader[PreferenceBatch]):
     """Tells Lightning that a run can go on in the middle of an epoch.
 
     The position itself is the data module's: it is the same for every rank, whatever their number.
+    The length is that of the whole epoch: Lightning takes `limit_train_batches` off it by itself.
 
     Args:
         data: Micro-batches.
+        sampler: The plan, which is cut at the same limit.
         seed: Of numbers that making an iterator draws: from the global generator, a run that is
             resumed at an epoch's edge would draw other dropout masks.
         num_workers: Loading processes, which end with the process that made them.
@@ -43,16 +45,28 @@ class PlannedLoader(DataLoader[PreferenceBatch]):
     """
 
     def __init__(
-        self, data: LaidOutPairs, *, seed: int = 0, num_workers: int = 0, **options: Any
+        self,
+        data: LaidOutPairs,
+        sampler: StepSampler,
+        *,
+        seed: int = 0,
+        num_workers: int = 0,
+        **options: Any,
     ) -> None:
         watch = functools.partial(_end_with, os.getpid()) if num_workers else None
+        self._whole = sampler.whole
         super().__init__(
             data,
+            sampler=sampler,
+            batch_size=None,
             num_workers=num_workers,
             worker_init_fn=watch,
             generator=torch.Generator().manual_seed(seed),
             **options,
         )
+
+    def __len__(self) -> int:
+        return self._whole
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""

@@ -107,12 +107,22 @@ class StepSampler(Sampler[MicroBatch]):
         """Begin at this micro-batch, until another epoch is set (exact resume)."""
         self.start = batch
 
-    def __len__(self) -> int:
+    @property
+    def whole(self) -> int:
+        """Micro-batches of an epoch without the limit."""
         windows, rest = divmod(len(self.rows), self.shape.pairs_per_step)
         total = windows * self.shape.accumulate
         if rest and not self.drop_last:
             total += math.ceil(rest / (self.shape.batch_size * self.shape.world_size))
-        return total if self.limit is None else min(total, self.limit)
+        return total
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of an epoch, a cut one counted."""
+        return math.ceil(len(self) / self.shape.accumulate)
+
+    def __len__(self) -> int:
+        return self.whole if self.limit is None else min(self.whole, self.limit)
 
     def __iter__(self) -> Iterator[MicroBatch]:
         # NOTE: iterating must not use up the start: a DataLoader with workers makes two iterators
@@ -128,12 +138,12 @@ class StepSampler(Sampler[MicroBatch]):
         ranks: list[list[MicroBatch]] = [[] for _ in range(self.shape.world_size)]
         left = len(self)
         for begin in range(0, len(order), self.shape.pairs_per_step):
+            if left <= 0:
+                break
             window = self._window(order[begin : begin + self.shape.pairs_per_step], left)
             for rank, micro_batches in zip(ranks, window, strict=True):
                 rank.extend(micro_batches)
             left -= len(window[0])
-            if left <= 0:
-                break
         return ranks
 
     def visited(self, epochs: int | None, steps: int | None = None) -> np.ndarray:
@@ -143,15 +153,18 @@ class StepSampler(Sampler[MicroBatch]):
             epochs: How many epochs it may take; None for no bound.
             steps: How many optimizer steps it may take in all; None for no bound.
         """
-        an_epoch = math.ceil(len(self) / self.shape.accumulate)
+        an_epoch = self.steps
         whole = self.limit is None and not self.drop_last
         if (whole and (steps is None or steps >= an_epoch)) or epochs is steps is None:
             return np.sort(self.rows)
-        left = an_epoch * (epochs or 0) if steps is None else steps
+        bounds = [
+            bound for bound in (steps, None if epochs is None else an_epoch * epochs) if bound
+        ]
+        left = min(bounds, default=0)
         seen: set[int] = set()
-        for epoch in range(math.ceil(left / max(an_epoch, 1)) if epochs is None else epochs):
+        for epoch in range(math.ceil(left / max(an_epoch, 1))):
             for rank in self.plan(epoch):
-                for micro_batch in rank[: max(left, 0) * self.shape.accumulate]:
+                for micro_batch in rank[: left * self.shape.accumulate]:
                     seen.update(micro_batch.rows)
             left -= an_epoch
         return np.array(sorted(seen), dtype=np.int64)
