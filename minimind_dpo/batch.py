@@ -93,6 +93,7 @@ class AttentionPlan:
         longest_query: At least the longest query length, rounded up to a multiple of `_ROUND`, so
             that batches of like size look alike to a compiled kernel.
         longest_key: The same of key lengths.
+        shares: Whether any sequence borrows keys.
         masks: Scratch space of the attention function: masks made once a batch, by kind.
     """
 
@@ -103,12 +104,14 @@ class AttentionPlan:
     key_offsets: Tensor
     longest_query: int = field(init=False)
     longest_key: int = field(init=False)
+    shares: bool = field(init=False)
     masks: dict[Any, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, lengths in (("query", self.query_lengths), ("key", self.key_lengths)):
             rounded = -(-max(lengths, default=0) // _ROUND) * _ROUND
             object.__setattr__(self, f"longest_{name}", rounded)
+        object.__setattr__(self, "shares", any(self.borrowed))
 
     TENSORS: ClassVar = ("key_index", "query_offsets", "key_offsets")
 

@@ -1,16 +1,23 @@
 """`torch.compile` where it pays and cannot run away: decoder layers, sizes left open.
 
-The number of tokens changes with every batch, and attention by a plan is a list of changing
-length. So each decoder layer is compiled by itself with dynamic sizes, and attention stays outside:
-all layers share a handful of graphs that are made at the first batch, whatever comes later.
+The number of tokens changes with every batch, so each decoder layer is compiled by itself with
+dynamic sizes: all layers share a handful of graphs that are made at the first batch, whatever
+comes later. CUDA's variable-length kernel is inside the graph; attention of a CPU, which is a list
+of sequences of changing length, stays outside.
 """
 
 from __future__ import annotations
 
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from minimind_dpo.models.errors import CheckpointError
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The layers that transformers marks as decoder layers."""
+    return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
 def compile_layers(model: PreTrainedModel) -> int:
@@ -22,7 +29,7 @@ def compile_layers(model: PreTrainedModel) -> int:
     Raises:
         CheckpointError: The model has no layers that transformers marks as such.
     """
-    layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    layers = decoder_layers(model)
     if not layers:
         raise CheckpointError(
             f"model.compile=true: {type(model).__name__} has no decoder layers that could be "

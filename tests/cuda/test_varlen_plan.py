@@ -8,7 +8,6 @@ and head. The kernel's keywords are those of torch 2.11, 2.12 and later.
 from __future__ import annotations
 
 import inspect
-import itertools
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import pytest
 import torch
 import torch.nn.attention.varlen as varlen
 from torch import Tensor
+from varlen_contract import by_contract
 
 from minimind_dpo.batch import AttentionPlan, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
@@ -26,43 +26,6 @@ KEYWORDS = {
     "2.11": ("return_aux", "scale", "window_size"),
     "2.12": ("return_aux", "scale", "window_size", "enable_gqa"),
 }
-
-
-def by_contract(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_offsets: Tensor,
-    k_offsets: Tensor,
-    max_q: int,
-    max_k: int,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-    enable_gqa: bool | None = None,
-) -> Tensor:
-    """Query i of L_q sees key j of L_k where -left <= j - (i + L_k - L_q) <= right; -1 is open."""
-    assert q_offsets.dtype == k_offsets.dtype == torch.int32
-    assert enable_gqa is not False or q.shape[1] == k.shape[1]
-    spans_q, spans_k = (list(itertools.pairwise(x.tolist())) for x in (q_offsets, k_offsets))
-    assert spans_q[-1][1] == len(q)
-    assert spans_k[-1][1] == len(k) == len(v)
-    assert max_q >= max(end - start for start, end in spans_q)
-    assert max_k >= max(end - start for start, end in spans_k)
-    group = q.shape[1] // k.shape[1]
-    left, right = window_size
-    rows = []
-    for (q_start, q_end), (k_start, k_end) in zip(spans_q, spans_k, strict=True):
-        keys, values = (x[k_start:k_end].repeat_interleave(group, 1) for x in (k, v))
-        scores = torch.einsum("ihd,jhd->hij", q[q_start:q_end], keys)
-        scores = scores * (q.shape[-1] ** -0.5 if scale is None else scale)
-        last = torch.arange(k_end - k_start - (q_end - q_start), k_end - k_start)[:, None]
-        distance = torch.arange(k_end - k_start)[None, :] - last
-        hidden = torch.zeros_like(distance, dtype=torch.bool)
-        hidden |= (distance < -left) if left >= 0 else hidden
-        hidden |= (distance > right) if right >= 0 else hidden
-        weights = scores.masked_fill(hidden, float("-inf")).softmax(-1)
-        rows.append(torch.einsum("hij,jhd->ihd", weights, values))
-    return torch.cat(rows)
 
 
 def by_definition(
@@ -103,7 +66,6 @@ def test_values_and_gradients_are_those_of_the_plan_s_definition(
     layout: str, window: int | None, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", by_contract)
-    cuda_varlen._keywords.cache_clear()
     torch.manual_seed(0)
     for seed in range(3):
         plan = plan_of(seed, layout)
@@ -120,7 +82,6 @@ def test_values_and_gradients_are_those_of_the_plan_s_definition(
         torch.testing.assert_close(actual, expected)
         ours = torch.autograd.grad((actual * upstream).sum(), (q, k, v))
         torch.testing.assert_close(ours, gradients)
-    cuda_varlen._keywords.cache_clear()
 
 
 @pytest.mark.parametrize("version", KEYWORDS)
@@ -131,16 +92,12 @@ def test_only_keywords_that_the_version_of_torch_has_are_passed(
         assert set(keywords) <= set(KEYWORDS[version])
         return by_contract(*args, **keywords)
 
-    names = (*POSITIONAL, *KEYWORDS[version])
-    kinds = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in names]
-    kernel.__signature__ = inspect.Signature(kinds)  # type: ignore[attr-defined]
     monkeypatch.setattr(varlen, "varlen_attn", kernel)
-    cuda_varlen._keywords.cache_clear()
+    monkeypatch.setattr(cuda_varlen, "NAMES_GROUPS", "enable_gqa" in KEYWORDS[version])
     plan = plan_of(0, "prefix_shared")
     tokens = sum(plan.query_lengths)
     q, k = torch.randn(1, 4, tokens, 8), torch.randn(1, 2, tokens, 8)
     assert cuda_varlen.varlen_attention(q, k, k, plan, None, None).shape == (1, tokens, 4, 8)
-    cuda_varlen._keywords.cache_clear()
 
 
 def test_this_torch_has_the_keywords_that_are_passed() -> None:
@@ -149,31 +106,28 @@ def test_this_torch_has_the_keywords_that_are_passed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "value_width", "dtype", "softcap", "dropout", "why"),
+    ("dtype", "width", "value_width", "capped", "dropped", "card", "why"),
     [
-        ((1, 4, 9, 32), 32, torch.float32, None, 0.0, "not half precision"),
-        ((1, 4, 9, 36), 36, torch.float16, None, 0.0, "no multiple of 8"),
-        ((1, 4, 9, 264), 264, torch.float16, None, 0.0, "up to 256"),
-        ((1, 4, 9, 192), 128, torch.bfloat16, None, 0.0, "128 wide, queries 192"),
-        ((1, 4, 9, 32), 32, torch.bfloat16, 50.0, 0.0, "capped"),
-        ((1, 4, 9, 32), 32, torch.bfloat16, None, 0.1, "dropped"),
+        (torch.float32, 64, 64, False, False, (9, 0, True), "float32 is not half precision"),
+        (torch.float16, 64, 64, False, False, (7, 5, True), "capability 7.5 is below 8.0"),
+        (torch.float16, 64, 64, False, False, (8, 6, False), "no flash attention"),
+        (torch.float16, 36, 36, False, False, (8, 6, True), "head size 36 is no multiple of 8"),
+        (torch.float16, 264, 264, False, False, (8, 6, True), "up to 256"),
+        (torch.bfloat16, 192, 128, False, False, (9, 0, True), "128 wide, queries 192"),
+        (torch.bfloat16, 64, 64, True, False, (9, 0, True), "capped"),
+        (torch.bfloat16, 64, 64, False, True, (9, 0, True), "dropped"),
     ],
 )
-def test_what_the_kernel_cannot_do_is_named(
-    shape: tuple[int, ...],
-    value_width: int,
+def test_what_keeps_tensors_from_the_kernel_is_named(
     dtype: torch.dtype,
-    softcap: float | None,
-    dropout: float,
+    width: int,
+    value_width: int,
+    capped: bool,
+    dropped: bool,
+    card: tuple[int, int, bool],
     why: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: True)
-    query = torch.zeros(shape, dtype=dtype)
-    value = torch.zeros(*shape[:3], value_width, dtype=dtype)
-    assert why in (cuda_varlen.why_not_varlen(query, value, softcap, dropout) or "")
-    assert (
-        cuda_varlen.why_not_varlen(*(torch.zeros(1, 4, 9, 64, dtype=torch.float16),) * 2, None, 0.0)
-        is None
-    )
+    obstacle = cuda_varlen._obstacle(dtype, width, value_width, capped, dropped, card)
+    assert obstacle is not None
+    assert why in obstacle
+    assert cuda_varlen._obstacle(torch.float16, 64, 64, False, False, (8, 0, True)) is None

@@ -9,22 +9,42 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from minimind_dpo.batch import AttentionPlan
 
+log = logging.getLogger(__name__)
+
 CAPABILITY: Final = (8, 0)
 WIDEST: Final = 256
+NAMES_GROUPS: Final = "enable_gqa" in inspect.signature(varlen.varlen_attn).parameters
+"""Whether this torch's kernel is told of grouped heads; that of 2.11 groups them by itself."""
 _HALF: Final = (torch.float16, torch.bfloat16)
 
 
-def why_not_varlen(
-    query: Tensor, value: Tensor, softcap: float | None, dropout: float
-) -> str | None:
-    """What keeps these tensors from the variable-length kernel; None where nothing does.
+def on_cuda(tensor: Tensor) -> bool:
+    """Whether a tensor is on a CUDA device."""
+    return tensor.device.type == "cuda"
+
+
+def in_autocast_dtype(*tensors: Tensor) -> list[Tensor]:
+    """Cast as autocast casts the inputs of the attention that it knows.
+
+    Norms of queries and keys, and rotations by float32 angles, give float32 under autocast.
+    """
+    if not torch.is_autocast_enabled("cuda"):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype("cuda")
+    return [x.to(dtype) for x in tensors]
+
+
+def takes_varlen(query: Tensor, value: Tensor, softcap: float | None, dropout: float) -> bool:
+    """Whether the variable-length kernel takes these tensors; says so once.
 
     Args:
         query: (1, heads, T, head_dim) on a CUDA device.
@@ -32,22 +52,47 @@ def why_not_varlen(
         softcap: Of the scores, None for none.
         dropout: Of the weights.
     """
-    width = query.shape[-1]
-    capability = torch.cuda.get_device_capability(query.device)
-    obstacles = {
-        f"{query.dtype} is not half precision": query.dtype not in _HALF,
-        f"the card's compute capability {capability} is below {CAPABILITY}": (
-            capability < CAPABILITY
-        ),
-        "this build of torch has no flash attention": (
-            not torch.backends.cuda.is_flash_attention_available()
-        ),
-        f"head size {width} is no multiple of 8 up to {WIDEST}": width % 8 > 0 or width > WIDEST,
-        f"values are {value.shape[-1]} wide, queries {width}": value.shape[-1] != width,
-        "scores are capped": softcap is not None,
-        "attention weights are dropped": dropout > 0.0,
-    }
-    return next((why for why, holds in obstacles.items() if holds), None)
+    widths = (query.shape[-1], value.shape[-1])
+    obstacle = _obstacle(query.dtype, *widths, softcap is not None, dropout > 0.0, _card())
+    if not torch.compiler.is_compiling():
+        _tell_once(obstacle)
+    return obstacle is None
+
+
+@torch.compiler.assume_constant_result
+def _card() -> tuple[int, int, bool]:
+    """Compute capability of the current device, and whether torch has flash attention for it."""
+    return *torch.cuda.get_device_capability(), torch.backends.cuda.is_flash_attention_available()
+
+
+def _obstacle(
+    dtype: torch.dtype,
+    width: int,
+    value_width: int,
+    capped: bool,
+    dropped: bool,
+    card: tuple[int, int, bool],
+) -> str | None:
+    """What keeps tensors from the variable-length kernel; None where nothing does."""
+    if dtype not in _HALF:
+        return f"{dtype} is not half precision"
+    if card[:2] < CAPABILITY:
+        return f"the card's compute capability {card[0]}.{card[1]} is below 8.0"
+    if not card[2]:
+        return "this build of torch has no flash attention"
+    if width % 8 > 0 or width > WIDEST:
+        return f"head size {width} is no multiple of 8 up to {WIDEST}"
+    if value_width != width:
+        return f"values are {value_width} wide, queries {width}"
+    if capped:
+        return "scores are capped"
+    return "attention weights are dropped" if dropped else None
+
+
+@functools.cache
+def _tell_once(obstacle: str | None) -> None:
+    way = "one variable-length kernel a layer"
+    log.info(f"Attention: {way if obstacle is None else f'one call a sequence, since {obstacle}'}")
 
 
 def varlen_attention(
@@ -71,16 +116,14 @@ def varlen_attention(
     Returns:
         (1, T, heads, head_dim).
     """
-    from torch.nn.attention.varlen import varlen_attn
-
     keys, values = (x[0].transpose(0, 1) for x in (key, value))  # (T, kv_heads, head_dim)
-    if any(plan.borrowed):
+    if plan.shares:
         keys = keys.index_select(0, plan.key_index)  # (sum of key lengths, kv_heads, head_dim)
         values = values.index_select(0, plan.key_index)
     grouped: dict[str, Any] = {}
-    if query.shape[1] != key.shape[1] and "enable_gqa" in _keywords():
+    if query.shape[1] != key.shape[1] and NAMES_GROUPS:
         grouped["enable_gqa"] = True
-    out = varlen_attn(
+    out = varlen.varlen_attn(
         query[0].transpose(0, 1),
         keys,
         values,
@@ -95,11 +138,3 @@ def varlen_attention(
     )
     assert isinstance(out, Tensor)
     return out.unsqueeze(0)
-
-
-@functools.cache
-def _keywords() -> frozenset[str]:
-    """What this torch's `varlen_attn` takes: 2.11 groups heads without being told."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    return frozenset(inspect.signature(varlen_attn).parameters)

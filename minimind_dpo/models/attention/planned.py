@@ -14,8 +14,6 @@ weights are dropped, each sequence is one `scaled_dot_product_attention`.
 from __future__ import annotations
 
 import contextlib
-import functools
-import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,10 +24,13 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from minimind_dpo.batch import AttentionPlan
 from minimind_dpo.models.attention.cpu_blocks import block_attention
-from minimind_dpo.models.attention.cuda_varlen import varlen_attention, why_not_varlen
+from minimind_dpo.models.attention.cuda_varlen import (
+    in_autocast_dtype,
+    on_cuda,
+    takes_varlen,
+    varlen_attention,
+)
 from minimind_dpo.models.errors import CheckpointError
-
-log = logging.getLogger(__name__)
 
 PLANNED = "minimind_dpo_planned"
 
@@ -82,35 +83,32 @@ def planned_attention(
             "this model adds its own mask or sinks to the attention scores, which a plan cannot "
             "express"
         )
-    window = sliding_window if sliding_window and sliding_window < max(plan.key_lengths) else None
-    if query.device.type == "cuda":
-        query, key, value = _in_autocast_dtype(query, key, value)
-        obstacle = why_not_varlen(query, value, softcap, dropout)
-        _tell_once(obstacle)
-        if obstacle is None:
+    # A window as long as the longest text shows every key.
+    window = sliding_window if sliding_window and sliding_window < plan.longest_key else None
+    if on_cuda(query):
+        query, key, value = in_autocast_dtype(query, key, value)
+        if takes_varlen(query, value, softcap, dropout):
             return varlen_attention(query, key, value, plan, scaling, window), None
+    return _outside_graphs(query, key, value, plan, scaling, window, softcap, dropout), None
+
+
+# NOTE: kept out of compiled layers, where lists of changing length would recompile each batch.
+@torch.compiler.disable
+def _outside_graphs(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scaling: float | None,
+    window: int | None,
+    softcap: float | None,
+    dropout: float,
+) -> Tensor:
+    window = None if window is None or window >= max(plan.key_lengths) else window
     if _blocks_apply(query, plan, softcap, dropout):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        return block_attention(q, k, v, plan, scaling, window).unsqueeze(0), None
-    return _per_sequence(query, key, value, plan, scaling, window, softcap, dropout), None
-
-
-def _in_autocast_dtype(*tensors: Tensor) -> Iterator[Tensor]:
-    """Cast as autocast casts the inputs of attention that it knows.
-
-    Norms of queries and keys, and rotations by float32 angles, give float32 under autocast.
-    """
-    on = torch.is_autocast_enabled("cuda")
-    dtype = torch.get_autocast_dtype("cuda")
-    return (x.to(dtype) if on else x for x in tensors)
-
-
-@functools.cache
-def _tell_once(obstacle: str | None) -> None:
-    if obstacle is None:
-        log.info("Attention: one variable-length kernel a layer")
-    else:
-        log.info(f"Attention: sequence by sequence, since {obstacle}")
+        return block_attention(q, k, v, plan, scaling, window).unsqueeze(0)
+    return _per_sequence(query, key, value, plan, scaling, window, softcap, dropout)
 
 
 def _blocks_apply(
@@ -210,8 +208,7 @@ def _no_mask(*args: Any, **kwargs: Any) -> None:
     return
 
 
-# NOTE: kept out of compiled layers, where a list of changing length would recompile each batch.
-AttentionInterface.register(PLANNED, torch.compiler.disable(planned_attention))
+AttentionInterface.register(PLANNED, planned_attention)
 AttentionMaskInterface.register(PLANNED, _no_mask)
 
 
