@@ -18,15 +18,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
+from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.load import load_model  # noqa: F401  (makes v_learn known)
 from minimind_dpo.models.minimind.architecture import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
-from minimind_dpo.objective.logps import sequence_logps
-from minimind_dpo.objective.options import LossOptions
-from minimind_dpo.objective.preference_loss import pair_losses
+from minimind_dpo.training.device_check import training_step
 from minimind_dpo.training.optim import make_optimizer
 from minimind_dpo.training.options import OptimizerOptions
 
@@ -39,7 +37,7 @@ SMALL = {
     "head_dim": 32,
     "intermediate_size": 256,
 }
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
 
 def four_pairs(layout: str) -> PreferenceBatch:
@@ -54,24 +52,6 @@ def four_pairs(layout: str) -> PreferenceBatch:
         for index, lengths in enumerate(random.integers(5, 90, (4, 3)))
     ]
     return Collator(layout, max_length=256)(pairs)
-
-
-def step(model: Any, optimizer: Any, batch: PreferenceBatch, precision: str) -> None:
-    """Copy, forward, loss, backward, clip, update: as DPOModule under Lightning does."""
-    moved = batch.to("cuda", non_blocking=True)
-    dtype = DTYPES.get(precision)
-    with torch.autocast("cuda", dtype or torch.bfloat16, enabled=dtype is not None):
-        policy = sequence_logps(model, moved)
-        reference = PairLogps(moved.reference_token_logps, moved.sequence_id, moved.lengths)
-        loss = pair_losses(policy, reference, LossOptions(), margins=moved.margins).losses.sum()
-    loss.backward()
-    for parameter in model.parameters():
-        assert parameter.grad is not None
-        assert parameter.grad.device.type == "cuda"
-        assert parameter.grad.dtype == parameter.dtype
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad()
 
 
 def traced(asked: dict[str, Any]) -> dict[str, Any]:
@@ -89,9 +69,11 @@ def traced(asked: dict[str, Any]) -> dict[str, Any]:
         use_planned_attention(model, layout != "padded")
         model.train()
         optimizer = make_optimizer(model, OptimizerOptions())
+        reference = torch.zeros(batch.target_id.numel(), device="cuda")
         for _ in range(2):
             trace.clear()
-            step(model, optimizer, batch, asked["precision"])
+            training_step(model, optimizer, batch, reference, DTYPES[asked["precision"]])
+        assert all(p.device.type == "cuda" for p in model.parameters())
     return {
         "kernels": sum(trace.kernels.values()),
         "waits": [f"{place.what} at {place.line}" for place in trace.waits],
