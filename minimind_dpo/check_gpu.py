@@ -96,26 +96,12 @@ def _version(package: str) -> str:
 
 def table(rows: list[Row]) -> str:
     """Rows as a Markdown table."""
-    head = (
-        "generation",
-        "precision",
-        "layout",
-        "loss at step 0",
-        "noise",
-        "waits",
-        "pairs a second",
-    )
-    from minimind_dpo.training.device_check import PAIRS
-
+    head = ("generation", "precision", "layout", "first loss", "noise", "waits", "pairs a second")
     lines = [head, ("---",) * len(head)]
     for row in rows:
-        layout, waits = (
-            text if text in ("ok", "none") else "NO" for text in (row.layout, row.waits)
-        )
-        numbers = (f"{row.loss:.6f}", f"{row.noise:.1e}")
-        lines.append(
-            (row.generation, row.precision, layout, *numbers, waits, f"{1000 * PAIRS / row.ms:.0f}")
-        )
+        layout, waits = (x if x in ("ok", "none") else "NO" for x in (row.layout, row.waits))
+        numbers = (f"{row.loss:.6f}", f"{row.noise:.1e}", waits, f"{row.pairs_per_second:.0f}")
+        lines.append((row.generation, row.precision, layout, *numbers))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
