@@ -37,9 +37,7 @@ def transformers_config(
     settings["intermediate_size"] = fields.get("intermediate_size", 4 * fields["hidden_size"])
     if model_type == "minimind_v_learn":
         settings |= {"residual_dropout": dropout, "ffn_dropout": dropout}
-        settings["rope_base"] = fields["rope_theta"]
-    else:
-        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
+    settings["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
     if moe:
         settings |= {name: fields[name] for name in ("num_experts_per_tok", "num_experts")}
     if model_type == "qwen3_moe":

@@ -3,7 +3,7 @@
 A `Rule` makes one transformers tensor from one or more native ones and takes it apart again; both
 directions only move numbers, so a float32 file comes back bit for bit. Apart from renaming:
 
-- Generations 1 and 2a rotate the pairs (0, 1), (2, 3), ...; Llama rotates (0, d/2), (1, d/2 + 1),
+- v_learn, v1 and v2a rotate the pairs (0, 1), (2, 3), ...; Llama rotates (0, d/2), (1, d/2 + 1),
   ... Reordering the rows of q and k within each head makes them the same function.
 - Experts are stacked, gate above up; shared experts are laid side by side as one wider one.
 """
