@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from minimind_dpo.data.store.prepare import TokenStore, prepare_store
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import PREFERENCES, TOKENIZER
-from minimind_dpo.models.minimind.architecture import transformers_config
+from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
 
 VOCABULARY = 6400

@@ -82,6 +82,7 @@ def _load(
         trust_remote_code=config.model.trust_remote_code,
         device="meta",
         key=key,
+        adapters=config.model.adapters if key == "model.path" else None,
     )
 
 

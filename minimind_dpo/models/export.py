@@ -6,21 +6,37 @@ target is never half written: it is the old one or the new one.
 
 from __future__ import annotations
 
-import json
+import tempfile
 from copy import deepcopy
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Final
 
 import torch
+from safetensors.torch import save_file
+from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.disk import replace_folder, replacing, workspace
 from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
+from minimind_dpo.models.locate import BASE
 from minimind_dpo.models.minimind.native_file import check_finite
 from minimind_dpo.models.minimind.recognise import Dialect, dtype_name
 from minimind_dpo.models.minimind.state_dict import to_native
+from minimind_dpo.models.older_transformers import add_older_names, read_json, write_json
 from minimind_dpo.models.tokenizers import end_of_turn_id
+from minimind_dpo.os_errors import first_line
+
+_FILES: Final = (
+    *("config.json", "generation_config.json", "model*.safetensors", "model*.index.json"),
+    *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
+    *("spiece.model", "*.tiktoken", "*.jinja", "additional_chat_templates"),
+    *("*.py", "*.pth", ".*.tmp", "README.md"),
+    *("adapter_config.json", "adapter_model.safetensors", BASE),
+)
+"""Names of what an export, or its adapters, consist of."""
 
 
 def native_name(dialect: Dialect, stage: str = "dpo") -> str:
@@ -70,6 +86,7 @@ def save_hf(
     tokenizer: PreTrainedTokenizerBase | None,
     folder: str | Path,
     dtype: torch.dtype | None = None,
+    dialect: Dialect | None = None,
 ) -> Path:
     """Write a Hugging Face folder: safetensors, configuration, tokenizer, chat template.
 
@@ -79,41 +96,97 @@ def save_hf(
     Args:
         model: The model; it is left as it is.
         tokenizer: Written beside it; generation is told to stop at its end of turn.
-        folder: The folder to write; an earlier one is replaced as a whole.
+        folder: The folder to write; an earlier export is replaced as a whole.
         dtype: Number format; None keeps the model's own, and so its exact logits.
+        dialect: As loaded: what came in MiniMind's own form goes back in that form, which needs
+            `trust_remote_code`. None writes transformers' form.
 
     Returns:
         The folder.
 
     Raises:
-        CheckpointError: A weight is not finite in `dtype`, or `folder` is a file.
+        CheckpointError: A weight is not finite in `dtype`, or `folder` is a file, or holds files
+            that are no export's.
     """
-    folder = Path(folder)
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; name a folder to export to")
-    state = model.state_dict()
-    if dtype is not None:
-        state = {key: tensor.to(dtype) for key, tensor in state.items()}
+    folder, dtype = Path(folder), dtype or model.dtype
+    check_own_folder(folder)
+    if dialect is not None and dialect.form is not None:
+        state = to_native(model.state_dict(), dialect, dtype)
+    else:
+        state = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()}
     check_finite(state, f"export to {folder}")
-    with workspace(folder) as space:
-        temporary = space / folder.name
-        dtype_before = model.config.dtype
-        with plain_attention(model), quiet():
-            model.save_pretrained(temporary, state_dict=state)
-        model.config.dtype = dtype_before  # saving leaves a string there
-        _name_dtype(temporary / "config.json", dtype or model.dtype)
-        _generation_config(model, tokenizer).save_pretrained(temporary)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(temporary)
-        replace_folder(temporary, folder)
+    with workspace(folder) as space, plain_attention(model):
+        made = space / folder.name
+        made.mkdir()
+        if dialect is not None and dialect.form is not None:
+            save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+        else:
+            _write_model(model, state, made)
+        _write_settings(model, tokenizer, made, dtype, dialect)
+        replace_folder(made, folder)
     return folder
 
 
-def _name_dtype(path: Path, dtype: torch.dtype) -> None:
-    """Let config.json name the format that was written; transformers writes the model's own."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = dtype_name(dtype)
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def rehearse_export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, dialect: Dialect
+) -> None:
+    """Write all of an export but its weights, for trial: before training, not after it.
+
+    Args:
+        model: Its weights are not looked at, so one on the device `meta` does.
+        tokenizer: As loaded.
+        dialect: As loaded.
+
+    Raises:
+        CheckpointError: Configuration or tokenizer cannot be written.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            _write_settings(model, tokenizer, Path(folder), model.dtype, dialect)
+        except Exception as error:  # transformers and its tokenizers raise nearly anything here
+            raise CheckpointError(
+                f"the model could be trained but not exported, since its settings cannot be "
+                f"written: {first_line(error)}. Correct its config.json, or its tokenizer's files"
+            ) from error
+
+
+def _write_settings(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    dtype: torch.dtype,
+    dialect: Dialect | None,
+) -> None:
+    """Everything but the weights."""
+    form = None if dialect is None else dialect.form
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    config = deepcopy(model.config)
+    config.architectures = [type(model).__name__]
+    with quiet():
+        config.save_pretrained(folder)
+    add_older_names(folder, config)
+    fields = read_json(folder / "config.json") if form is None else dict(form.config)
+    fields["torch_dtype" if "torch_dtype" in fields else "dtype"] = dtype_name(dtype)
+    write_json(folder / "config.json", fields)
+    for name, content in {} if form is None else form.code.items():
+        (folder / name).write_bytes(content)
+    # NOTE: its own way of saving refuses what other projects publish, such as a top_p that
+    # do_sample=false leaves without effect.
+    generation = _generation_config(model, tokenizer)
+    generation.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
+
+
+def _write_model(model: PreTrainedModel, state: dict[str, Tensor], folder: Path) -> None:
+    """Weights as transformers writes them, and the code of a model that came with its own."""
+    generation, dtype = model.generation_config, model.config.dtype
+    model.generation_config = GenerationConfig()  # the model's own is written by _write_settings
+    try:
+        with quiet():
+            model.save_pretrained(folder, state_dict=state)
+    finally:
+        model.generation_config = generation
+        model.config.dtype = dtype  # saving leaves a string there
 
 
 def _generation_config(
@@ -133,3 +206,23 @@ def _generation_config(
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
     return settings
+
+
+def check_own_folder(folder: Path) -> None:
+    """Refuse a folder that holds what no export writes, since an export replaces it as a whole.
+
+    Raises:
+        CheckpointError: Names such a file; or `folder` is a file.
+    """
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; name a folder to export to")
+    others = [
+        entry.name
+        for entry in (sorted(folder.iterdir()) if folder.is_dir() else ())
+        if not any(fnmatch(entry.name, pattern) for pattern in _FILES)
+    ]
+    if others:
+        raise CheckpointError(
+            f"{folder} holds {', '.join(others[:3])}, which is no part of an exported model. An "
+            "export replaces its folder as a whole: move your own files elsewhere"
+        )

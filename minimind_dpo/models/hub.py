@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,28 @@ from transformers.utils import logging
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.minimind.native_file import check_finite
 from minimind_dpo.models.minimind.recognise import Dialect
+from minimind_dpo.models.weight_files import stored_tensors, weight_files
 
 Device = Literal["cpu", "meta"]
 """Where a model is built; on `meta` it has shapes and no weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """How a model is loaded; the meaning of each is `load_model`'s."""
+
+    dtype: torch.dtype
+    dropout: float
+    trust_remote_code: bool
+    device: Device
+    key: str
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.dropout < 1.0:
+            raise CheckpointError(f"model.dropout={self.dropout} must be at least 0 and below 1")
+        if not self.dtype.is_floating_point:
+            raise CheckpointError(f"dtype={self.dtype} must be a floating point type")
+
 
 _SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -29,48 +48,38 @@ _SAFETENSORS_DTYPES = {
 
 
 def load_hub_model(
-    source: Path | str,
-    config: PreTrainedConfig,
-    overrides: dict[str, Any],
-    dtype: torch.dtype,
-    dropout: float,
-    trust_remote_code: bool,
-    device: Device = "cpu",
-    key: str = "model.path",
+    source: Path | str, overrides: Mapping[str, Any], options: LoadOptions
 ) -> tuple[PreTrainedModel, Dialect]:
     """Load a Hugging Face folder or hub name, strictly.
 
     Args:
         source: Folder or hub name.
-        config: As `read_config` gave it; it is changed.
         overrides: Fields of its configuration to change.
-        dtype: Number format to load into.
-        dropout: Probability for every dropout of the configuration.
-        trust_remote_code: Let it run the Python code that comes with it.
-        device: `meta` compares keys and shapes alone.
-        key: The configuration key that names the source, for messages.
+        options: How to load it.
 
     Raises:
-        CheckpointError: It cannot be fetched, lacks weights or holds others.
+        CheckpointError: It cannot be fetched, needs code of its own, is no decoder-only model,
+            lacks weights or holds others.
     """
+    config = _read_config(source, options)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
     _override(config, overrides, str(source))
-    _set_dropout(config, dropout)
+    _set_dropout(config, options.dropout)
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source,
                 config=config,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
+                dtype=options.dtype,
+                trust_remote_code=options.trust_remote_code,
                 weights_only=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are in the report, which refuses them
                 # Left out otherwise: any other device makes transformers wrap the model.
-                **({"device_map": "meta"} if device == "meta" else {}),
+                **({"device_map": "meta"} if options.device == "meta" else {}),
             )
     except Exception as error:  # files, network, shapes and remote code all fail in their own way
-        raise CheckpointError(f"{key}={source} cannot be loaded: {_why(error)}") from error
+        raise CheckpointError(f"{options.key}={source} cannot be loaded: {_why(error)}") from error
     model, report = loaded
     _check_report(report, str(source))
     _check_finite(model, source)
@@ -95,31 +104,39 @@ def _check_folder(folder: Path, key: str) -> None:
     raise CheckpointError(f"{key}={folder} has no config.json. {hint}")
 
 
-def read_config(
-    source: Path | str, trust_remote_code: bool, key: str = "model.path"
-) -> PreTrainedConfig:
-    """Configuration of a Hugging Face folder or hub name.
+def read_settings(source: Path | str, key: str = "model.path") -> dict[str, Any]:
+    """Content of `config.json`, as data.
 
     Raises:
-        CheckpointError: It is no such folder, cannot be fetched, needs code of its own, or is not
-            a decoder-only model.
+        CheckpointError: It is missing, cannot be fetched or is damaged.
     """
     if isinstance(source, Path):
         _check_folder(source, key)
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a missing name, the network, JSON, code that is not trusted
-        where = (
-            "" if isinstance(source, Path) else ": no such local path, and the hub gave no model"
-        )
-        raise CheckpointError(f"{key}={source}{where}: {_why(error)}") from error
+            settings, _ = PreTrainedConfig.get_config_dict(source)
+    except Exception as error:  # a missing name, the network, JSON
+        raise CheckpointError(f"{_named(source, key)}: {_why(error)}") from error
+    return dict(settings)
+
+
+def _read_config(source: Path | str, options: LoadOptions) -> PreTrainedConfig:
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # code that is not trusted, fields of the wrong kind
+        raise CheckpointError(f"{_named(source, options.key)}: {_why(error)}") from error
     if config.is_encoder_decoder:
         raise CheckpointError(
-            f"{key}={source} is an encoder-decoder ({config.model_type}); only decoder-only "
-            "models are supported"
+            f"{options.key}={source} is an encoder-decoder ({config.model_type}); only "
+            "decoder-only models are supported"
         )
     return config
+
+
+def _named(source: Path | str, key: str) -> str:
+    unknown = "" if isinstance(source, Path) else ": no such local path, and the hub gave no model"
+    return f"{key}={source}{unknown}"
 
 
 def _why(error: Exception) -> str:
@@ -138,7 +155,7 @@ def _why(error: Exception) -> str:
     return f"{text}. Check its files, and the overrides under model.config"
 
 
-def _override(config: PreTrainedConfig, overrides: dict[str, Any], where: str) -> None:
+def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> None:
     known = {name for name in config.to_dict() if not name.startswith("_")}
     known |= set(config.attribute_map)
     rope: Any = getattr(config, "rope_parameters", None) or {}
@@ -197,25 +214,17 @@ def _check_finite(model: PreTrainedModel, source: Path | str) -> None:
     if model.device.type != "meta":
         check_finite(model.state_dict(), str(source))
         return
-    for path in _weight_files(source) if isinstance(source, Path) else ():
-        with safe_open(path, "pt") as file:
-            for key in file.keys():  # noqa: SIM118
-                check_finite({key: file.get_tensor(key)}, str(path))
+    for path in _safetensors(source) if isinstance(source, Path) else ():
+        for key, tensor in stored_tensors(path):
+            check_finite({key: tensor}, str(path))
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers loads; adapters and other copies may lie beside."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if not index.is_file():
-        return []
-    parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / name for name in sorted(set(parts))]
+def _safetensors(folder: Path) -> list[Path]:
+    return [path for path in weight_files(folder) if path.suffix == ".safetensors"]
 
 
 def _stored_dtype(folder: Path) -> torch.dtype | None:
-    for path in _weight_files(folder):
+    for path in _safetensors(folder):
         with safe_open(path, "pt") as file:
             kinds = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118
         if kinds:

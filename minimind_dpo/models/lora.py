@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.disk import replace_folder, workspace
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.export import check_own_folder, save_hf
 from minimind_dpo.models.hub import quiet
+from minimind_dpo.models.locate import BASE
+from minimind_dpo.models.minimind.native_file import check_finite, check_tensors
+from minimind_dpo.models.older_transformers import read_json, write_json
+from minimind_dpo.models.weight_files import stored_tensors
 
 MISSING = "model.lora needs a package that is not installed: pip install 'minimind-dpo[lora]'"
 
@@ -78,26 +83,109 @@ def adapters_off(model: PreTrainedModel) -> Iterator[None]:
         model.enable_adapters()
 
 
-def save_adapters(model: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters alone, in peft's own format."""
-    with workspace(folder) as space, quiet():
-        model.save_pretrained(space / folder.name)
-        replace_folder(space / folder.name, folder)
+def save_and_merge_adapters(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    folder: Path,
+    base: str | None,
+) -> None:
+    """Write the adapters alone, in peft's own format, and then add them into the weights, in place.
+
+    Args:
+        model: With adapters; a plain model again after it.
+        tokenizer: Written beside the base.
+        folder: The folder to write.
+        base: Path or hub name from which transformers loads the model without the adapters; where
+            there is none, the model is written into the folder too.
+    """
+    check_own_folder(folder)
+    with workspace(folder) as space:
+        made = space / folder.name
+        with quiet():
+            model.save_pretrained(made)
+        (made / "generation_config.json").unlink(missing_ok=True)  # of the model, not of adapters
+        settings = read_json(made / "adapter_config.json")
+        settings["base_model_name_or_path"] = base or str((folder / BASE).absolute())
+        write_json(made / "adapter_config.json", settings)
+        layers = take_adapters_out(model)
+        if base is None:
+            save_hf(model, tokenizer, made / BASE)
+        replace_folder(made, folder)
+    for layer in layers:
+        layer.merge(safe_merge=True)
+
+
+def add_saved_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Add the adapters in a folder that peft wrote into the weights of their model, in place.
+
+    On the device `meta` it is looked up whether they fit.
+
+    Raises:
+        CheckpointError: They are damaged, not low-rank ones, or not of this model; or peft is not
+            installed.
+    """
+    where = f"model.adapters={folder}"
+    try:
+        from peft import LoraConfig, PeftConfig
+    except ModuleNotFoundError as error:
+        raise CheckpointError(
+            f"{where} needs a package that is not installed: pip install 'minimind-dpo[lora]'"
+        ) from error
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{where}: {weights.name} is missing; other formats are not read")
+    tensors = check_tensors(dict(stored_tensors(weights)), weights)
+    check_finite(tensors, str(weights))
+    try:
+        settings = PeftConfig.from_pretrained(str(folder))
+        if not isinstance(settings, LoraConfig):
+            raise CheckpointError(f"its adapters are {settings.peft_type}, and only LoRA is read")
+        with quiet():
+            report = model.load_adapter(
+                peft_config=settings,  # type: ignore[arg-type]
+                adapter_state_dict=tensors,
+                ignore_mismatched_sizes=True,
+            )
+    except Exception as error:  # settings of other versions, layers that are not there
+        why = " ".join(str(error).split())[:300]  # peft may print the whole model
+        raise CheckpointError(f"{where} cannot be added to the model: {why}") from error
+    wrong = sorted(
+        map(str, {*report.missing_keys, *report.unexpected_keys, *report.mismatched_keys})
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{where} belongs to another model: {len(wrong)} keys do not fit, {wrong[0]} first"
+        )
+    merge_adapters(model)
 
 
 def merge_adapters(model: PreTrainedModel) -> None:
     """Add the adapters into the weights and take them out: a plain model again, in place."""
+    for layer in take_adapters_out(model):
+        if model.device.type != "meta":
+            layer.merge(safe_merge=True)
+
+
+def take_adapters_out(model: PreTrainedModel) -> list[Any]:
+    """Make the model what it was before the adapters, in place.
+
+    Returns:
+        peft's layers, each around the model's own: `merge` adds the adapter into its weights.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
+    layers: list[Any] = []
     for name, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
-            module.merge(safe_merge=True)
             parent, _, child = name.rpartition(".")
             base = module.get_base_layer()
             assert isinstance(base, nn.Module)
             setattr(model.get_submodule(parent), child, base)
+            layers.append(module)
     model._hf_peft_config_loaded = False
     del model.peft_config
+    model.requires_grad_(True)
+    return layers
 
 
 def base_name(parameter: str) -> str | None:

@@ -26,7 +26,7 @@ HALF: Final = "updates of DPO's size vanish in half-precision weights"
 _HALF: Final = (HALF, "For speed use trainer.precision=bf16-mixed.")
 
 _WEIGHTS: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-_MODEL_FILES: Final = ("config.json", "adapter_config.json")
+_MODEL_FILES: Final = ("config.json", "adapter_config.json", "config.yaml")  # the last: a run's
 _TOKENIZER_FILES: Final = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -59,6 +59,7 @@ class ModelOptions:
 
     path: str = MISSING
     tokenizer: str | None = None
+    adapters: str | None = None
     config: dict[str, Any] = field(default_factory=dict)
     dtype: Annotated[
         str, Choices("float32", "float64", refused=dict.fromkeys(("bfloat16", "float16"), _HALF))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
-from minimind_dpo.models.minimind.native_file import locate
+from minimind_dpo.models.locate import locate, with_base
+from minimind_dpo.models.minimind.folder import is_minimind
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +28,7 @@ def need_tokenizer(
     Raises:
         CheckpointError: There is none, or as `find_tokenizer`.
     """
-    found = find_tokenizer(locate(path), tokenizer, trust_remote_code)
+    found = find_tokenizer(with_base(path, None)[0], tokenizer, trust_remote_code)
     if found is None:
         raise no_tokenizer(path)
     return found
@@ -34,8 +36,9 @@ def need_tokenizer(
 
 def no_tokenizer(path: str | Path) -> CheckpointError:
     """The error where a tokenizer is needed, none is named, and none lies beside the model."""
+    layout = ", nor in ../model" if Path(path).is_file() else ""
     return CheckpointError(
-        f"no tokenizer lies beside {path}. Set model.tokenizer to a folder with "
+        f"no tokenizer lies beside {path}{layout}. Set model.tokenizer to a folder with "
         "tokenizer.json and tokenizer_config.json, or to a hub name"
     )
 
@@ -45,7 +48,7 @@ def find_tokenizer(
     tokenizer: str | Path | PreTrainedTokenizerBase | Literal[False] | None,
     trust_remote_code: bool = False,
 ) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that was named, or else the one beside the model.
+    """The tokenizer that was named, or else the one beside the model or, of a file, in `../model`.
 
     Args:
         source: Existing file or folder of the model, or its hub name.
@@ -75,10 +78,15 @@ def find_tokenizer(
         return found
     if isinstance(source, str):
         return _load(source, "model.path", trust_remote_code)
-    folder = source if source.is_dir() else source.parent
-    if not _holds_tokenizer(folder):
-        return None
-    return _load(folder, "model.path", trust_remote_code)
+    if source.is_dir():
+        places = [source]
+    else:  # in MiniMind's own layout a file is out/full_sft_768.pth, and the tokenizer in model/
+        beside = source.absolute().parent
+        places = [beside, beside.parent / "model", beside.parent / "model" / "minimind_tokenizer"]
+    folder = next((place for place in places if _holds_tokenizer(place)), None)
+    if folder is not None and folder != places[0]:
+        log.info("Tokenizer: %s", folder)
+    return None if folder is None else _load(folder, "model.path", trust_remote_code)
 
 
 def _holds_tokenizer(folder: Path) -> bool:
@@ -96,8 +104,11 @@ def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTo
 
 
 def _read(source: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    with quiet():
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+    # The code of a folder in MiniMind's own form is that of its model; its tokenizer has none.
+    trusted = trust_remote_code and not is_minimind(source)
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about older fields in its config.json
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
 
 
 def _why(error: Exception) -> str:

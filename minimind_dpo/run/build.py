@@ -103,6 +103,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         getattr(torch, config.model.dtype),
         dropout=config.model.dropout,
         trust_remote_code=config.model.trust_remote_code,
+        adapters=config.model.adapters,
     )
     model = loaded.model
     check_layout(
@@ -144,6 +145,7 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         getattr(torch, reference.dtype or config.model.dtype),
         trust_remote_code=config.model.trust_remote_code,
         key="model.path" if reference.path is None else "reference.path",
+        adapters=config.model.adapters if reference.path is None else None,
     )
     use_chosen_library(loaded.model)
     if reference.mode == "online":

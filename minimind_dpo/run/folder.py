@@ -22,6 +22,7 @@ from minimind_dpo.config.compose import to_yaml
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.disk import sha256, write_text
+from minimind_dpo.models.locate import model_files
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.resume.checkpoint_io import newest_valid, read_header, step_files
@@ -204,15 +205,11 @@ def _new_folder(base: Path) -> Path:
     raise FileExistsError(f"{base} and a thousand names after it are taken")
 
 
-def file_digest(path: str) -> str:
+def file_digest(path: str, adapters: str | None = None) -> str:
     """SHA-256 over the weights and settings at a path; the name itself for a hub's model."""
-    local = Path(path).expanduser()
-    if not local.exists():
+    files = model_files(path, adapters)
+    if not files:
         return path
-    files = [local]
-    if local.is_dir():
-        kinds = (".safetensors", ".bin", ".pth", ".pt")
-        files = sorted(f for f in local.iterdir() if f.suffix in kinds or f.name == "config.json")
     digest = hashlib.sha256()
     for file in files:
         digest.update(bytes.fromhex(sha256(file)))
@@ -258,10 +255,16 @@ def _identity(config: Config, data: PreferenceDataModule) -> dict[str, dict[str,
             "drop_last": config.data.drop_last,
         },
         "tokenizer": {"rules": data.tokenizer.fingerprint},
-        "model": {"start": file_digest(config.model.path), "config": dict(config.model.config)},
+        "model": {
+            "start": file_digest(config.model.path, config.model.adapters),
+            "config": dict(config.model.config),
+        },
         "reference": {
             "needed": reference.mode != "none",
-            "weights": file_digest(reference.path or config.model.path),
+            "weights": file_digest(
+                reference.path or config.model.path,
+                config.model.adapters if reference.path is None else None,
+            ),
             "dtype": reference.dtype or config.model.dtype,
         },
         "loss": asdict(config.loss),

@@ -15,7 +15,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
-from minimind_dpo.models.lora import has_adapters, merge_adapters, save_adapters
+from minimind_dpo.models.lora import has_adapters, save_and_merge_adapters
 from minimind_dpo.run.folder import Run, versions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
@@ -107,10 +107,9 @@ def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[s
     folder = run_dir / "export"
     written: list[Path] = []
     if has_adapters(policy.model):
-        save_adapters(policy.model, run_dir / "adapters")
-        merge_adapters(policy.model)
+        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / "adapters", policy.home)
     if config.export.hf:
-        save_hf(policy.model, policy.tokenizer, folder)
+        save_hf(policy.model, policy.tokenizer, folder, dialect=policy.dialect)
         written.append(folder / "config.json")
     if config.export.native and policy.dialect.generation is not None:
         native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))

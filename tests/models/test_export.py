@@ -136,11 +136,24 @@ def test_an_earlier_export_is_replaced_as_a_whole(v2_file: Path, tmp_path: Path)
     loaded = load_model(v2_file, config=HEADS, tokenizer=False)
     folder = tmp_path / "export"
     save_hf(loaded.model, tiny_tokenizer(), folder)
-    (folder / "stale.txt").write_text("of the run before")
+    stale = folder / "model-00002-of-00002.safetensors"
+    stale.write_text("of the export before")
     save_hf(loaded.model, tiny_tokenizer(), folder)
-    assert not (folder / "stale.txt").exists()
+    assert not stale.exists()
     assert AutoTokenizer.from_pretrained(folder).chat_template
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["export", v2_file.name]
+
+
+def test_a_folder_with_files_of_the_users_own_is_never_replaced(
+    v2_file: Path, tmp_path: Path
+) -> None:
+    loaded = load_model(v2_file, config=HEADS, tokenizer=False)
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "thesis.txt").write_text("chapter 1")
+    with pytest.raises(CheckpointError, match=r"export holds thesis.txt, which is no part"):
+        save_hf(loaded.model, None, folder)
+    assert [entry.name for entry in folder.iterdir()] == ["thesis.txt"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from minimind_dpo.models.minimind.architecture import transformers_config
+from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
 
 

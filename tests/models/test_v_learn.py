@@ -9,8 +9,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from minimind_dpo.models.attention.planned import PLANNED
-from minimind_dpo.models.minimind.v_learn import VLearnConfig, VLearnForCausalLM
-from minimind_dpo.models.minimind.v_learn_parts import rotary_angles, rotate_pairs
+from minimind_dpo.models.minimind.generations import GENERATIONS
+from minimind_dpo.models.minimind.state_dict import rules
+from minimind_dpo.models.minimind.v_learn import (
+    VLearnConfig,
+    VLearnForCausalLM,
+    VLearnRotaryEmbedding,
+)
 
 from .conftest import plan_of
 
@@ -41,15 +46,30 @@ def test_the_default_model_has_the_parameters_of_the_original() -> None:
 
 
 def test_rotary_frequencies_are_not_divided_by_the_head_size() -> None:
-    cos, sin = rotary_angles(torch.tensor([[0, 1, 1000]]), head_dim=12, base=1e5)
-    assert cos.shape == (1, 1, 3, 6)
-    assert sin[0, 0, 1, 0].item() == pytest.approx(math.sin(1.0))
-    assert sin[0, 0, 2, 1].item() == pytest.approx(1000 * 1e-10)
-    assert sin[0, 0, 2, 4].item() == 0.0  # 1e5 ** 8 is beyond float32
-    x = torch.tensor([3.0, 4.0]).repeat(6).view(1, 1, 1, 12)
-    turned = rotate_pairs(x, cos[:, :, 1:2], sin[:, :, 1:2])
-    c, s = math.cos(1.0), math.sin(1.0)
-    assert turned[0, 0, 0, :2].tolist() == pytest.approx([3 * c - 4 * s, 3 * s + 4 * c])
+    rotary = VLearnRotaryEmbedding(VLearnConfig(**TINY | {"head_dim": 12}))
+    cos, sin = rotary(torch.zeros(1), torch.tensor([[0, 1, 1000]]))
+    assert cos.shape == (1, 3, 12)  # the six pairs twice: dimension i turns with i + 6
+    assert sin[0, 1, [0, 6]].tolist() == pytest.approx([math.sin(1.0)] * 2)
+    assert sin[0, 2, 1].item() == pytest.approx(1000 * 1e-10)
+    assert sin[0, 2, 4].item() == 0.0  # 1e5 ** 8 is beyond float32
+
+
+def test_rows_of_q_and_k_are_reordered_so_that_pairs_lie_half_a_head_apart() -> None:
+    generation = GENERATIONS["v_learn"]
+    fields = {"num_hidden_layers": 1, "head_dim": 6}
+    found = {rule.target: rule for rule in rules(generation, False, fields)}
+    for kind in ("weight", "bias"):
+        rule = found[f"model.layers.0.self_attn.q_proj.{kind}"]
+        stored = torch.arange(12.0) if kind == "bias" else torch.arange(12.0)[:, None]
+        loaded = rule.join([stored])
+        # Two heads of six: the pairs (0, 1), (2, 3), (4, 5) become (0, 3), (1, 4), (2, 5).
+        assert loaded.flatten().tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+        assert torch.equal(rule.split(loaded)[0], stored)
+
+
+def test_an_export_with_rows_in_the_original_s_order_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"Load the native file beside it"):
+        AutoConfig.for_model("minimind_v_learn", **TINY, rope_base=1e5)
 
 
 def test_the_residual_is_added_to_the_normalised_input(model: VLearnForCausalLM) -> None:
@@ -58,7 +78,8 @@ def test_the_residual_is_added_to_the_normalised_input(model: VLearnForCausalLM)
         torch.nn.init.zeros_(parameter)
     # With both branches silent the layer is two norms: each row has root mean square 1.
     x = torch.randn(1, 3, 16) * 7
-    out = layer(x, position_embeddings=rotary_angles(torch.arange(3)[None], 4, 1e5))
+    angles = model.model.rotary_emb(x, torch.arange(3)[None])
+    out = layer(x, position_embeddings=angles)
     assert out.pow(2).mean(-1).sqrt().flatten().tolist() == pytest.approx([1, 1, 1], abs=1e-4)
 
 
@@ -137,5 +158,5 @@ def test_states_of_every_layer_can_be_had(model: VLearnForCausalLM) -> None:
     assert head.bias.shape == (50,)
     logits = head(model.model(input_ids=torch.tensor([[1, 2]])).last_hidden_state)
     assert torch.equal(model(input_ids=torch.tensor([[1, 2]])).logits, logits)
-    with pytest.raises(ValueError, match="exactly one"):
+    with pytest.raises(ValueError, match="exactly one of"):
         model.model()

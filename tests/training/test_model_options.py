@@ -15,7 +15,7 @@ from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.linear import use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.lora import adapters_off, add_adapters, merge_adapters, save_adapters
+from minimind_dpo.models.lora import adapters_off, add_adapters, save_and_merge_adapters
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.training.layout_check import check_layout
@@ -88,9 +88,7 @@ def test_with_adapters_the_reference_is_the_model_with_them_off(tmp_path: Path) 
         torch.testing.assert_close(sequence_logps(model, BATCH).sums, expected)
 
     trained = sequence_logps(model, BATCH).sums.detach()
-    save_adapters(model, tmp_path / "adapters")
-    assert (tmp_path / "adapters" / "adapter_model.safetensors").is_file()
-    merge_adapters(model)
+    save_and_merge_adapters(model, None, tmp_path / "adapters", base=None)
     assert set(model.state_dict()) == set(start.state_dict())
     torch.testing.assert_close(sequence_logps(model, BATCH).sums, trained, atol=1e-4, rtol=1e-5)
     start.load_adapter(str(tmp_path / "adapters"))

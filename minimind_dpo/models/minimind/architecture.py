@@ -12,10 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig
 
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.minimind import v_learn as v_learn  # makes it known to transformers
 from minimind_dpo.models.minimind.generations import Generation
 
 _COMMON = (
@@ -39,8 +37,10 @@ _V3_EXPERTS = (
     "moe_intermediate_size",
     "router_aux_loss_coef",
 )
+TIE = "tie_word_embeddings"
+_STATED = "config.json: "
 _REALS = ("rms_norm_eps", "rope_theta", "router_aux_loss_coef")
-_FLAGS = ("use_moe", "norm_topk_prob")
+_FLAGS = ("use_moe", "norm_topk_prob", TIE)
 
 
 def known_fields(generation: Generation) -> list[str]:
@@ -48,7 +48,8 @@ def known_fields(generation: Generation) -> list[str]:
     experts: tuple[str, ...] = ()
     if generation.classes[1] is not None:
         experts = _V3_EXPERTS if generation.name == "v3" else _EXPERTS
-    return sorted({*generation.aliases, *_COMMON, *experts, "generation"})
+    tie = (TIE,) if generation.name == "v3" else ()
+    return sorted({*generation.aliases, *_COMMON, *experts, *tie, "generation"})
 
 
 def resolve_fields(
@@ -57,6 +58,7 @@ def resolve_fields(
     shapes: Mapping[str, torch.Size],
     overrides: Mapping[str, Any],
     where: str,
+    stated: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every field of the architecture, by transformers' names.
 
@@ -66,64 +68,83 @@ def resolve_fields(
         shapes: Shape of each tensor, by key without wrapper prefix.
         overrides: What the user set under `model.config`, in either spelling.
         where: The file, for messages.
+        stated: What a folder's `config.json` says, likewise; an override has precedence.
 
     Raises:
         CheckpointError: An unknown name, a value of the wrong kind, or one that the shapes
             contradict.
     """
-    asked = _translate(generation, overrides, where)
+    asked = {
+        **_translate(generation, stated or {}, _STATED, where),
+        **_translate(generation, overrides, "model.config.", where),
+    }
     read = _read_shapes(generation, moe, shapes, where)
-    for name, (value, spelled) in asked.items():
+    for name, (value, label) in asked.items():
         if name in read and read[name] != value:
+            stale = "Leave the override out, or name another file"
+            if label.startswith(_STATED):
+                stale = "The weights do not belong to this config.json"
             raise CheckpointError(
-                f"{where}: model.config.{spelled}={value}, but the weights in the file have "
-                f"{read[name]}. Leave the override out, or name another file"
+                f"{where}: {label}={value}, but the weights in the file have {read[name]}. {stale}"
             )
     fields = {**generation.defaults, **{name: value for name, (value, _) in asked.items()}, **read}
     if "num_attention_heads" not in read:
         _count_heads(generation, fields, asked, shapes, where)
-    if moe and not 1 <= fields["num_experts_per_tok"] <= fields["num_experts"]:
-        raise CheckpointError(
-            f"{where}: model.config.num_experts_per_tok={fields['num_experts_per_tok']} must lie "
-            f"between 1 and the {fields['num_experts']} experts of the file"
-        )
-    if moe and generation.name != "v3" and not fields["norm_topk_prob"]:
-        raise CheckpointError(
-            f"{where}: model.config.norm_topk_prob=false is not supported for {generation.name}: "
-            "its experts' weights are always renormalised. Leave the override out"
-        )
+    if moe:
+        _check_experts(generation, fields, where)
     return fields
 
 
+def _check_experts(generation: Generation, fields: Mapping[str, Any], where: str) -> None:
+    chosen, experts = fields["num_experts_per_tok"], fields["num_experts"]
+    if not 1 <= chosen <= experts:
+        raise CheckpointError(
+            f"{where}: model.config.num_experts_per_tok={chosen} must lie between 1 and the "
+            f"{experts} experts of the file"
+        )
+    if generation.name == "v3":
+        return
+    if not fields["norm_topk_prob"]:
+        raise CheckpointError(
+            f"{where}: norm_topk_prob=false is not supported for {generation.name}: its experts' "
+            "weights are always renormalised here"
+        )
+    if chosen == 1:
+        raise CheckpointError(
+            f"{where}: num_experts_per_tok=1 is not supported for {generation.name}: it does not "
+            "renormalise the weight of a single expert, and here weights always are"
+        )
+
+
 def _translate(
-    generation: Generation, overrides: Mapping[str, Any], where: str
+    generation: Generation, named: Mapping[str, Any], prefix: str, where: str
 ) -> dict[str, tuple[Any, str]]:
-    """Overrides by our names: (value, the name as the user spelled it)."""
+    """Fields by our names: (value, the name as it was spelled, behind where it is from)."""
     known = known_fields(generation)
-    unknown = [name for name in overrides if name not in known]
+    unknown = [name for name in named if name not in known]
     if unknown:
         raise CheckpointError(
-            f"{where}: {generation.name} has no field model.config.{unknown[0]}. "
+            f"{where}: {generation.name} has no field {prefix}{unknown[0]}. "
             f"Known ones: {', '.join(known)}"
         )
     asked: dict[str, tuple[Any, str]] = {}
-    for spelled, value in overrides.items():
-        name = generation.aliases.get(spelled, spelled)
+    for spelling, value in named.items():
+        name, label = generation.aliases.get(spelling, spelling), prefix + spelling
         if value is None or name == "generation":
             continue
-        _check_kind(name, value, spelled, where)
+        _check_kind(name, value, label, where)
         if name in _REALS:
             value = float(value)  # transformers takes no whole number for one
         if name in asked and asked[name][0] != value:
             raise CheckpointError(
-                f"{where}: model.config.{spelled}={value} and "
-                f"model.config.{asked[name][1]}={asked[name][0]} mean the same field. Keep one"
+                f"{where}: {label}={value} and {asked[name][1]}={asked[name][0]} mean the same "
+                "field. Keep one"
             )
-        asked[name] = (value, spelled)
+        asked[name] = (value, label)
     return asked
 
 
-def _check_kind(name: str, value: Any, spelled: str, where: str) -> None:
+def _check_kind(name: str, value: Any, label: str, where: str) -> None:
     if name in _FLAGS:
         wanted, right = "true or false", isinstance(value, bool)
     elif isinstance(value, bool):
@@ -136,7 +157,7 @@ def _check_kind(name: str, value: Any, spelled: str, where: str) -> None:
     else:
         wanted, right = "a whole number of 1 or more", isinstance(value, int) and value >= 1
     if not right:
-        raise CheckpointError(f"{where}: model.config.{spelled}={value!r} must be {wanted}")
+        raise CheckpointError(f"{where}: {label}={value!r} must be {wanted}")
 
 
 def _read_shapes(
@@ -201,7 +222,8 @@ def _shape(
 
 def _count_layers(generation: Generation, shapes: Mapping[str, torch.Size], where: str) -> int:
     prefix = generation.names.layers
-    found = re.compile(re.escape(prefix) + r"(\d+)\.")
+    # Numbers of more digits are no layers: such a key is left over, and refused as that.
+    found = re.compile(re.escape(prefix) + r"(\d{1,6})\.")
     layers = {int(match[1]) for key in shapes if (match := found.match(key))}
     if gaps := set(range(len(layers))) - layers:
         raise CheckpointError(
@@ -242,12 +264,12 @@ def _count_heads(
         or kv_heads * query != heads * key_rows
         or heads % kv_heads
     ):
-        spelled = [
-            f"model.config.{asked[name][1]}={asked[name][0]}"
+        labels = [
+            f"{asked[name][1]}={asked[name][0]}"
             for name in ("num_attention_heads", "num_key_value_heads")
             if name in asked
         ]
-        source = " and ".join(spelled) or f"{heads} heads, the default of {generation.name},"
+        source = " and ".join(labels) or f"{heads} heads, the default of {generation.name},"
         raise CheckpointError(
             f"{where}: {source} cannot be: q_proj has {query} rows and k_proj {key_rows}, which "
             "must be an even head size times the heads and the key-value heads. Set "
@@ -258,44 +280,3 @@ def _count_heads(
             f"{where}: model.config.head_dim={fields['head_dim']}, but {query} rows over {heads} "
             f"heads make {query // heads}. Leave the override out"
         )
-
-
-def transformers_config(
-    generation: Generation, moe: bool, fields: Mapping[str, Any], dropout: float
-) -> PreTrainedConfig:
-    """The transformers configuration of a native model."""
-    model_type = generation.classes[1 if moe else 0]
-    assert model_type is not None, "v_learn has no experts"
-    same = (
-        "vocab_size",
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "rms_norm_eps",
-    )
-    settings: dict[str, Any] = {name: fields[name] for name in same}
-    # NOTE: no pad_token_id: torch's embedding would then drop the gradient of that token.
-    settings |= {"attention_dropout": dropout, "tie_word_embeddings": generation.tied}
-    settings |= {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
-    # v3's experts have a width of their own; the dense one is then a field without tensors.
-    settings["intermediate_size"] = fields.get("intermediate_size", 4 * fields["hidden_size"])
-    if model_type == "minimind_v_learn":
-        settings |= {"residual_dropout": dropout, "ffn_dropout": dropout}
-        settings["rope_base"] = fields["rope_theta"]
-    else:
-        settings["rope_parameters"] = {"rope_type": "default", "rope_theta": fields["rope_theta"]}
-    if moe:
-        settings |= {name: fields[name] for name in ("num_experts_per_tok", "num_experts")}
-    if model_type == "qwen3_moe":
-        for name in ("moe_intermediate_size", "norm_topk_prob", "router_aux_loss_coef"):
-            settings[name] = fields[name]
-    if model_type == "granitemoeshared":
-        settings["num_local_experts"] = settings.pop("num_experts")
-        settings["shared_intermediate_size"] = (
-            fields["n_shared_experts"] * fields["intermediate_size"]
-        )
-        settings["attention_multiplier"] = fields["head_dim"] ** -0.5
-    return AutoConfig.for_model(model_type, **settings)

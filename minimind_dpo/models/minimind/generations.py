@@ -166,6 +166,7 @@ GENERATIONS: dict[str, Generation] = {
                 "max_seqlen": "max_position_embeddings",
             },
             tied=False,
+            interleaved=True,
         ),
         Generation(
             "v1",

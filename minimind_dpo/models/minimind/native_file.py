@@ -1,4 +1,4 @@
-"""Where a model comes from, and reading the tensors of a native file without trusting it.
+"""Reading the tensors of a native file without trusting it.
 
 A flipped bit would load silently, so the checksums of torch's zip format are checked first.
 Unpickling is torch's weights-only loader's.
@@ -6,8 +6,6 @@ Unpickling is torch's weights-only loader's.
 
 from __future__ import annotations
 
-import difflib
-import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -19,77 +17,17 @@ from torch import Tensor
 
 from minimind_dpo.disk import zip_fault
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.find_on_hub import find_on_hub
 from minimind_dpo.os_errors import first_line
 
-_WEIGHT_SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-_HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-MODELSCOPE = "modelscope:"
-
-
-def locate(path: str | Path, key: str = "model.path") -> Path | str:
-    """An existing file or folder, or the name of a model on a hub that can be reached.
-
-    Args:
-        path: What the user gave; `modelscope:NAME` is fetched from there into its cache.
-        key: The configuration key it came from, for messages.
-
-    Raises:
-        CheckpointError: It looks like a local path and does not exist (near matches are listed),
-            or is no hub name either, or neither the hub nor its cache can be asked.
-    """
-    text = str(path)
-    if text.startswith(MODELSCOPE):
-        return _from_modelscope(text.removeprefix(MODELSCOPE), key)
-    local = Path(text).expanduser()
-    if text and local.exists():
-        return local
-    if isinstance(path, Path) or _looks_local(text) or not _HUB_NAME.fullmatch(text):
-        raise CheckpointError(f"{key}={text}: no such file or folder. {_near_matches(local)}")
-    return find_on_hub(text, key)
-
-
-def _looks_local(text: str) -> bool:
-    first = re.split(r"[/\\]", text)[0]
-    return (
-        text.startswith(("/", "./", "../", "~", "."))
-        or "\\" in text
-        or text.lower().endswith(_WEIGHT_SUFFIXES)
-        or text.count("/") > 1
-        or ("/" in text and Path(first).is_dir())
-    )
-
-
-def _near_matches(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"The folder {folder} does not exist either; paths are taken from {Path.cwd()}"
-    names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=5, cutoff=0.4)
-    if near:
-        return f"In {folder.resolve()} there is: {', '.join(near)}"
-    return f"The folder {folder.resolve()} holds nothing of a like name"
-
-
-def _from_modelscope(name: str, key: str) -> Path:
-    try:
-        from modelscope import snapshot_download
-    except ImportError as error:
-        raise CheckpointError(
-            f"{key}={MODELSCOPE}{name} needs the modelscope package: "
-            "pip install minimind-dpo[modelscope]"
-        ) from error
-    try:
-        return Path(snapshot_download(name))
-    except Exception as error:  # its client raises types of its own for every failure
-        raise CheckpointError(
-            f"{key}={MODELSCOPE}{name} could not be fetched: {error}. Check the name and the "
-            "network, or give a local folder"
-        ) from error
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_RESUME_ENTRIES = {"model", "optimizer", "epoch", "step"}
+"""Of the file that MiniMind's scripts resume from, `full_sft_768_resume.pth`."""
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a native file, on the CPU, as stored; mapped into memory where possible.
+
+    Of a file to resume from (`full_sft_768_resume.pth`) it is the model's entry.
 
     Raises:
         CheckpointError: The file is empty, damaged, not torch's, or not a plain dict of floating
@@ -137,6 +75,8 @@ def _checked(loaded: Any, path: Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds {held}, not a state dict (names of tensors and tensors)"
         )
+    if loaded.keys() >= _RESUME_ENTRIES and isinstance(loaded["model"], Mapping):
+        return check_tensors(loaded["model"], path)
     others = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
     if others:
         inner = [key for key in others if isinstance(loaded[key], Mapping)]
@@ -150,13 +90,36 @@ def _checked(loaded: Any, path: Path) -> dict[str, Tensor]:
             f"{path} is not a dict of tensors: {', '.join(map(repr, others[:5]))} "
             f"({type(loaded[others[0]]).__name__}) is none.{hint}"
         )
-    for key, tensor in loaded.items():
-        if not isinstance(key, str) or not tensor.is_floating_point() or tensor.is_sparse:
+    return check_tensors(loaded, path)
+
+
+def check_tensors(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
+    """Refuse what is no plain tensor of weights; no number is read for it.
+
+    Raises:
+        CheckpointError: Names the first of them.
+    """
+    for key, tensor in tensors.items():
+        fault = _fault(key, tensor)
+        if fault is not None:
             raise CheckpointError(
-                f"{path}: {key!r} is {tensor.dtype} ({tensor.layout}); weights must be dense and "
-                "float32, float16 or bfloat16. Quantised models cannot be trained"
+                f"{path}: {str(key)[:100]!r} is {fault}; weights must be dense tensors of float32, "
+                "float16 or bfloat16, by name. Quantised models cannot be trained"
             )
-    return dict(loaded)
+    return dict(tensors)
+
+
+def _fault(key: Any, tensor: Any) -> str | None:
+    """What is wrong with an entry of a state dict; None for a plain tensor of weights."""
+    if not isinstance(key, str) or not isinstance(tensor, Tensor):
+        return f"a {type(tensor).__name__} under a key of type {type(key).__name__}"
+    if tensor.is_nested or tensor.layout != torch.strided or tensor.dtype not in _DTYPES:
+        return f"{tensor.dtype} ({'nested' if tensor.is_nested else tensor.layout})"
+    if tensor.device.type != "cpu":
+        return f"on the device {tensor.device.type}, so its numbers are not in the file"
+    if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+        return f"of shape {tuple(tensor.shape)}, more numbers than the file holds for it"
+    return None
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:

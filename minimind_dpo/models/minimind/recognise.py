@@ -8,8 +8,8 @@ A native file is a bare state dict. Its keys tell the generation:
     `model.embed_tokens` and `q_norm`    v3
     `.experts.` in a key                 mixture of experts (`_moe`)
 
-Every generation but v_learn is one of transformers' own classes under other names; `mapping` does
-the renaming, `fields` finds the sizes. Nothing here reads a file.
+Every generation but v_learn is one of transformers' own classes under other names; `state_dict`
+does the renaming, `architecture` finds the sizes. Nothing here reads a file.
 """
 
 from __future__ import annotations
@@ -21,7 +21,16 @@ from typing import Any
 import torch
 
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.minimind.folder import FolderForm
 from minimind_dpo.models.minimind.generations import GENERATIONS, Generation
+
+_PARTS_OF_OTHERS = {
+    "speech": "talker.",
+    "images": "vision_proj.",
+    "their encoder": "vision_encoder.",
+    "adapters": ".lora.",
+}
+"""A part of the keys of files that are no model of text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,7 @@ class Dialect:
         keys: Keys of the native file, in its order; empty for `hf`.
         prefix: What wrapped every key (`module.` of data-parallel runs), kept for the way back.
         mask_fill: Value above the diagonal of v_learn's stored masks.
+        form: What a folder in MiniMind's own form has beside its weights; None for a native file.
     """
 
     name: str
@@ -48,6 +58,7 @@ class Dialect:
     keys: tuple[str, ...] = ()
     prefix: str = ""
     mask_fill: float = float("-inf")
+    form: FolderForm | None = None
 
     @property
     def moe(self) -> bool:
@@ -65,6 +76,8 @@ class Dialect:
         title = "Hugging Face model" if generation is None else generation.title
         if self.moe:
             title += " mixture of experts"
+        if self.form is not None:
+            title += " in a folder of its own form"
         stored = "of unknown dtype" if self.file_dtype is None else dtype_name(self.file_dtype)
         return (
             f"{title} ({self.name}): {self.class_name}, "
@@ -101,6 +114,7 @@ def recognise(
     Raises:
         CheckpointError: The keys belong to no generation, or not to the wanted one.
     """
+    _refuse_others(shapes, where)
     moe = any(".experts." in key for key in shapes)
     if any("minimind_dense" in key for key in shapes):
         candidates = ["v_learn"]
@@ -126,6 +140,29 @@ def recognise(
     if len(candidates) == 1:
         return GENERATIONS[candidates[0]], moe
     return GENERATIONS[_v1_or_v2a(shapes, where)], moe
+
+
+def _refuse_others(keys: Iterable[str], where: str) -> None:
+    """Name the files of MiniMind's family that hold more or less than a model of text."""
+    keys = list(keys)
+    kinds = {kind for kind, part in _PARTS_OF_OTHERS.items() if any(part in key for key in keys)}
+    if "speech" in kinds:
+        what = "a model of speech and text (minimind-o)"
+    elif kinds & {"images", "their encoder"}:
+        what = "a model of images and text (minimind-v)"
+    elif "adapters" not in kinds:
+        return
+    elif all(".lora." in key for key in keys):
+        raise CheckpointError(
+            f"{where} holds LoRA adapters alone. Give model.path the model that they were trained "
+            f"on, and model.adapters={where}"
+        )
+    else:
+        raise CheckpointError(
+            f"{where} holds LoRA adapters between the weights of a model. Give model.path the "
+            "model without them, and model.adapters the file of the adapters (lora_*.pth)"
+        )
+    raise CheckpointError(f"{where} holds {what}. Only models of text alone can be trained here")
 
 
 def _v1_or_v2a(shapes: Mapping[str, torch.Size], where: str) -> str:

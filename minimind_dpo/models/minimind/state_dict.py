@@ -3,7 +3,7 @@
 A `Rule` makes one transformers tensor from one or more native ones and takes it apart again; both
 directions only move numbers, so a float32 file comes back bit for bit. Apart from renaming:
 
-- Generations 1 and 2a rotate the pairs (0, 1), (2, 3), ...; Llama rotates (0, d/2), (1, d/2 + 1),
+- v_learn, v1 and v2a rotate the pairs (0, 1), (2, 3), ...; Llama rotates (0, d/2), (1, d/2 + 1),
   ... Reordering the rows of q and k within each head makes them the same function.
 - Experts are stacked, gate above up; shared experts are laid side by side as one wider one.
 """
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.minimind.architecture import TIE
 from minimind_dpo.models.minimind.generations import Generation
 from minimind_dpo.models.minimind.recognise import Dialect
 
@@ -37,9 +38,9 @@ def rules(generation: Generation, moe: bool, fields: Mapping[str, Any]) -> Itera
     names = generation.names
     yield Rule("model.embed_tokens.weight", (names.embedding,))
     yield Rule("model.norm.weight", (names.norm,))
-    if not generation.tied:
-        yield Rule("lm_head.weight", (names.head,))
-        yield Rule("lm_head.bias", (names.head.replace("weight", "bias"),))
+    if not is_tied(generation, fields):
+        for kind in _kinds(generation):
+            yield Rule(f"lm_head.{kind}", (names.head.replace("weight", kind),))
     for index in range(fields["num_hidden_layers"]):
         source, target = f"{names.layers}{index}.", f"model.layers.{index}."
         yield from _attention(generation, fields, source, target)
@@ -162,29 +163,51 @@ def check_whole(
         where: The file, for messages.
 
     Raises:
-        CheckpointError: Keys are missing or left over, or a tied head differs from the embedding.
+        CheckpointError: Keys are missing or left over.
     """
     wanted = {source for rule in rules(generation, moe, fields) for source in rule.sources}
     left = {key for key in state if not is_mask(key)} - wanted
-    if generation.tied:
+    if is_tied(generation, fields):
         left.discard(generation.names.head)
     missing = wanted - state.keys()
     if missing or left:
         raise CheckpointError(
             f"{where}: read as {generation.name}, but "
             + " and ".join(
-                f"{len(keys)} key(s) are {what}: {', '.join(sorted(keys)[:5])}"
+                f"{len(keys)} key(s) are {what}: {', '.join(key[:100] for key in sorted(keys)[:5])}"
                 for keys, what in ((missing, "missing"), (left, "left over"))
                 if keys
             )
             + ". A file must hold one whole model and nothing else"
         )
-    head = state.get(generation.names.head) if generation.tied else None
-    if head is not None and not torch.equal(head, state[generation.names.embedding]):
+
+
+def is_tied(generation: Generation, fields: Mapping[str, Any]) -> bool:
+    """Whether embedding and head are one tensor."""
+    return bool(fields.get(TIE, generation.tied))
+
+
+def resolve_tie(
+    generation: Generation, fields: dict[str, Any], state: Mapping[str, Tensor], where: str
+) -> None:
+    """Fill in whether embedding and head are one tensor: v3 can have a head of its own.
+
+    Raises:
+        CheckpointError: They differ where they are said to be one, or the head is missing.
+    """
+    names = generation.names
+    head, embedding = state.get(names.head), state.get(names.embedding)
+    if not generation.tied or embedding is None:
+        return
+    alike = head is None or (head.dtype == embedding.dtype and torch.equal(head, embedding))
+    tied = fields.setdefault(TIE, alike or generation.name != "v3")
+    if tied and not alike:
         raise CheckpointError(
-            f"{where}: {generation.names.head} and {generation.names.embedding} differ, but "
-            f"{generation.name} ties them: they are one tensor. The file is not of this generation"
+            f"{where}: {names.head} and {names.embedding} differ, but {generation.name} ties them: "
+            "they are one tensor. The file is not of this generation"
         )
+    if not tied and head is None:
+        raise CheckpointError(f"{where}: {TIE}=false, but {names.head} is missing")
 
 
 def to_transformers(
@@ -242,7 +265,7 @@ def to_native(
                 f"the model lacks {rule.target}, so it is not the {dialect.name} that was loaded"
             )
         native |= zip(rule.sources, rule.split(state[rule.target]), strict=True)
-    if generation.tied:
+    if is_tied(generation, dialect.fields):
         native[generation.names.head] = native[generation.names.embedding]
     size = dialect.fields["max_position_embeddings"]
     result = {}

@@ -1,14 +1,16 @@
 """The v_learn architecture as a transformers model: the one MiniMind that transformers lacks.
 
-It is a Llama-like decoder with three peculiarities, all kept exactly:
+It is Llama with four peculiarities, all kept exactly:
 
 - The residual is added to the normalised input: x = norm(x); x = x + f(x).
 - Rotary frequencies are base ** -(2i), not base ** -(2i / d): of pair 0 every position differs,
-  the next turns 1e-10 rad a token, and the rest do not turn at all. Pairs are (0, 1), (2, 3), ...
+  the next turns 1e-10 rad a token, and the rest do not turn at all.
 - Every projection and the untied head has a bias.
+- Besides attention weights, attention outputs and feed-forward activations can be dropped: the
+  original does so with probability 0.1 while training; here that is off unless asked for.
 
-The original drops attention weights, attention outputs and feed-forward activations with
-probability 0.1 while training; here that is off unless asked for.
+The original pairs the rotary dimensions (0, 1), (2, 3), ..., and Llama (0, d/2), (1, d/2 + 1), ...:
+the rows of its q and k are reordered as the file is loaded.
 """
 
 from __future__ import annotations
@@ -17,179 +19,132 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    GenerationMixin,
-    PreTrainedModel,
-)
-from transformers.cache_utils import Cache, DynamicCache
-from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
-
-from minimind_dpo.models.minimind.v_learn_parts import (
-    VLearnAttention,
-    VLearnConfig,
-    VLearnMLP,
-    VLearnRMSNorm,
-    rotary_angles,
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaForCausalLM,
+    LlamaMLP,
+    LlamaModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
 )
 
 
-class VLearnDecoderLayer(GradientCheckpointingLayer):
+class VLearnConfig(LlamaConfig):
+    """Configuration of `VLearnForCausalLM`; the defaults are the original's, dropout apart."""
+
+    model_type = "minimind_v_learn"
+
+    vocab_size: int = 6400
+    hidden_size: int = 512
+    intermediate_size: int = 2048
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = 4
+    max_position_embeddings: int = 1024
+    rms_norm_eps: float = 1e-6
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    attention_bias: bool = True
+    mlp_bias: bool = True
+    residual_dropout: float = 0.0
+    ffn_dropout: float = 0.0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if "rope_base" in kwargs:
+            raise ValueError(
+                "it was exported by a version that ordered the rows of q and k otherwise. Load the "
+                "native file beside it, sft_full_512.pth or dpo_512.pth"
+            )
+        if self.rope_parameters is None:
+            self.rope_parameters = {"rope_type": "default", "rope_theta": 1e5}
+        super().__post_init__(**kwargs)
+
+
+class VLearnRotaryEmbedding(LlamaRotaryEmbedding):
+    """Frequencies that are not divided by the size of a head."""
+
+    @staticmethod
+    def compute_default_rope_parameters(config: Any, **kwargs: Any) -> tuple[Tensor, float]:
+        """base ** -(2i) of each pair i, float32 (head_dim / 2,), and no further factor."""
+        # NOTE: base ** 2i overflows float32 from the fifth pair on; 1 / inf = 0 is what the
+        # original computes as well, so those pairs stand still.
+        exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float)
+        return 1.0 / config.rope_parameters["rope_theta"] ** exponents, 1.0
+
+
+class VLearnAttention(LlamaAttention):
+    """Attention whose output can be dropped."""
+
+    def __init__(self, config: VLearnConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx)
+        self.residual_dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """(B, T, hidden) to (B, T, hidden), and weights where the function gives them."""
+        output, weights = super().forward(hidden_states, *args, **kwargs)
+        return self.residual_dropout(output), weights
+
+
+class VLearnMLP(LlamaMLP):
+    """Gated feed-forward network; dropout sits before the last projection."""
+
+    def __init__(self, config: VLearnConfig) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.ffn_dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, hidden) to (B, T, hidden)."""
+        return self.down_proj(self.dropout(self.act_fn(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class VLearnDecoderLayer(LlamaDecoderLayer):
     """Attention and feed-forward, each added to its own normalised input."""
 
     def __init__(self, config: VLearnConfig, layer_idx: int) -> None:
-        super().__init__()
+        super().__init__(config, layer_idx)
         self.self_attn = VLearnAttention(config, layer_idx)
         self.mlp = VLearnMLP(config)
-        self.input_layernorm = VLearnRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = VLearnRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """(B, T, hidden) to (B, T, hidden); keywords go to attention."""
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """(B, T, hidden) to (B, T, hidden); the rest goes to attention."""
         x = self.input_layernorm(hidden_states)
-        x = x + self.self_attn(hidden_states=x, **kwargs)[0]
+        x = x + self.self_attn(x, *args, **kwargs)[0]
         x = self.post_attention_layernorm(x)
         return x + self.mlp(x)
 
 
-class VLearnPreTrainedModel(PreTrainedModel):
-    """What transformers needs to know of the architecture."""
-
-    config_class = VLearnConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["VLearnDecoderLayer"]  # noqa: RUF012 - as transformers declares it
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _supports_flash_attn = True
-    _supports_sdpa = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": VLearnDecoderLayer,
-        "attentions": VLearnAttention,
-    }
-
-
-class VLearnModel(VLearnPreTrainedModel):
+class VLearnModel(LlamaModel):
     """The backbone: token ids to states."""
 
+    config_class = VLearnConfig
+    _no_split_modules = ["VLearnDecoderLayer"]  # noqa: RUF012 - as transformers declares it
+
     def __init__(self, config: VLearnConfig) -> None:
-        super().__init__(config)
+        super(LlamaModel, self).__init__(config)  # builds no layers of Llama's
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(
             [VLearnDecoderLayer(config, index) for index in range(config.num_hidden_layers)]
         )
-        self.norm = VLearnRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = VLearnRotaryEmbedding(config)
         self.gradient_checkpointing = False
         self.post_init()
 
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> BaseModelOutputWithPast:
-        """States (B, T, hidden) of `input_ids` (B, T); other keywords go to attention.
 
-        Raises:
-            ValueError: Both or neither of `input_ids` and `inputs_embeds` are given.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        assert inputs_embeds is not None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = torch.arange(inputs_embeds.shape[1], device=inputs_embeds.device) + past
-            position_ids = position_ids.unsqueeze(0)
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
-        config: Any = self.config
-        angles = rotary_angles(position_ids, config.head_dim, config.rope_base)
-        hidden_states = inputs_embeds
-        for layer in self.layers:
-            hidden_states = layer(
-                hidden_states,
-                position_embeddings=angles,
-                attention_mask=mask,
-                past_key_values=past_key_values,
-                position_ids=position_ids,
-                use_cache=use_cache,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values if use_cache else None,
-        )
-
-
-class VLearnForCausalLM(VLearnPreTrainedModel, GenerationMixin):
+class VLearnForCausalLM(LlamaForCausalLM):
     """The backbone and its untied head with bias."""
 
+    config_class = VLearnConfig
+    _no_split_modules = ["VLearnDecoderLayer"]  # noqa: RUF012
+
     def __init__(self, config: VLearnConfig) -> None:
-        super().__init__(config)
+        super(LlamaForCausalLM, self).__init__(config)
         self.model = VLearnModel(config)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size)
         self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | Tensor = 0,
-        **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
-        """Logits (B, T, vocab) of `input_ids` (B, T), or of the last `logits_to_keep` positions."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-            **kwargs,
-        )
-        states = outputs.last_hidden_state
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(states[:, keep, :])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(
-            loss=loss,
-            logits=logits,
-            past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
 
 
 AutoConfig.register("minimind_v_learn", VLearnConfig, exist_ok=True)

@@ -1,0 +1,56 @@
+"""The files that hold a Hugging Face folder's weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from minimind_dpo.models.errors import CheckpointError
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers loads; adapters and other copies may lie beside them.
+
+    Returns:
+        One `model.safetensors`, or the parts that its index names, or else the same of
+        `pytorch_model.bin`; empty where there is none.
+
+    Raises:
+        CheckpointError: An index is not readable.
+    """
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        single, index = folder / name, folder / f"{name}.index.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return [folder / part for part in sorted(set(_parts(index)))]
+    return []
+
+
+def _parts(index: Path) -> list[str]:
+    try:
+        content: Any = json.loads(index.read_text(encoding="utf-8"))
+        return [str(name) for name in content["weight_map"].values()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index} does not name the parts of the weights: {error}") from error
+
+
+def stored_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Keys and tensors of a safetensors file, one at a time.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or cut short.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                yield key, file.get_tensor(key)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read: {error}. Copy or download it again"
+        ) from error
