@@ -102,6 +102,7 @@ class PreferenceDataModule(L.LightningDataModule):
         val: The same for validation; empty to split some off `train`.
         val_fraction: Share that is split off where `val` is empty; None for the default rule,
             0 for no validation.
+        columns: Columns of the files under other names, `{"prompt": "question"}`.
         cache_dir: Where token stores and reference log-probs are kept.
         on_error: `stop` at bad lines with a table of them, or `skip` and count them.
         loader: How batches are cut and loaded.
@@ -123,6 +124,7 @@ class PreferenceDataModule(L.LightningDataModule):
         val: Sequence[str] = (),
         *,
         val_fraction: float | None = None,
+        columns: Mapping[str, str] | None = None,
         cache_dir: str = "outputs/cache",
         on_error: str = "stop",
         loader: LoaderOptions | None = None,
@@ -134,6 +136,7 @@ class PreferenceDataModule(L.LightningDataModule):
         self.train_files = list(train)
         self.val_files = list(val)
         self.val_fraction = val_fraction
+        self.columns = dict(columns or {})
         self.cache_dir = cache_dir
         self.on_error = on_error
         self.loader = loader or LoaderOptions()
@@ -304,6 +307,7 @@ class PreferenceDataModule(L.LightningDataModule):
             files,
             self.tokenizer,
             self.cache_dir,
+            columns=self.columns,
             on_error=self.on_error,
             progress=self.progress,
             workers=self.tokenize_workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from minimind_dpo.data.read.problems import DataError
@@ -25,11 +25,30 @@ LAYOUTS: Final = ("prefix_shared", "packed", "padded")
 
 
 @dataclass
+class ColumnOptions:
+    """Columns of the files that have other names, each under the name that it has here."""
+
+    prompt: str | None = None
+    conversations: str | None = None
+    chosen: str | None = None
+    rejected: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    margin: str | None = None
+    weight: str | None = None
+
+    def named(self) -> dict[str, str]:
+        """Those that are given, `{"prompt": "question"}`."""
+        return {ours: theirs for ours, theirs in vars(self).items() if theirs is not None}
+
+
+@dataclass
 class DataOptions:
     """Preference pairs: files, lengths, batches, loading. `conf/data` says what each key means."""
 
     train: Any = MISSING
     val: Any = None
+    columns: ColumnOptions = field(default_factory=ColumnOptions)
     val_fraction: Annotated[float | None, SHARE] = None
     layout: Annotated[str, Choices(*LAYOUTS)] = "prefix_shared"
     pad_to_max_length: bool = False
@@ -70,6 +89,7 @@ def data_problems(options: DataOptions) -> Iterator[Problem]:
     for path in sorted(set.intersection(*paths.values()) if len(paths) == 2 else ()):
         why = "is in data.train as well, so validation would measure memory"
         yield Problem("data.val", why, "Leave data.val out to split off unseen prompts.", path)
+    yield from _column_problems(options.columns.named())
     for key in ("max_prompt_length", "max_completion_length"):
         value = getattr(options, key)
         if value is not None and value >= options.max_length:
@@ -80,6 +100,20 @@ def data_problems(options: DataOptions) -> Iterator[Problem]:
     if options.pad_to_max_length and options.layout != "padded":
         fix = "Set data.layout=padded as well."
         yield Problem("data.pad_to_max_length", "is for the padded layout alone", fix, True)
+
+
+def _column_problems(columns: dict[str, str]) -> Iterator[Problem]:
+    """Two columns in one, and a prompt that is named twice."""
+    for ours, theirs in columns.items():
+        key = f"data.columns.{ours}"
+        if not theirs:
+            yield Problem(key, "is empty", "Name a column of the files, or null.", theirs)
+        others = [other for other, name in columns.items() if name == theirs and other != ours]
+        if others and ours < others[0]:
+            yield Problem(key, f"names the same column as data.columns.{others[0]}", value=theirs)
+    if {"prompt", "conversations"} <= columns.keys():
+        why = "excludes data.columns.prompt: each names the prompt"
+        yield Problem("data.columns.conversations", why, value=columns["conversations"])
 
 
 def _file_problems(key: str, entries: list[str]) -> Generator[Problem, None, set[str]]:

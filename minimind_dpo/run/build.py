@@ -76,6 +76,7 @@ def build_datamodule(
         data.train,
         data.val,
         val_fraction=data.val_fraction,
+        columns=data.columns.named(),
         cache_dir=data.cache_dir,
         on_error=data.on_error,
         tokenize_workers=data.tokenize_workers,

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minimind_dpo.data.read.formats import KNOWN
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.read.problems import SHOWN, DataError, Problem, ProblemLog
 from minimind_dpo.data.read.sources import resolve_files
@@ -30,8 +31,8 @@ def problems_of(path: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ({"chosen": [USER, GOOD]}, "'rejected' is missing (found: 'chosen')"),
-        ({}, "'chosen' and 'rejected' are missing (found: no key)"),
+        ({"chosen": [USER, GOOD]}, "'rejected' is missing (columns: 'chosen'); if another"),
+        ({}, "'chosen' and 'rejected' are missing (columns: none)"),
         ([1], "is a list, not an object with 'chosen' and 'rejected'"),
         ("3", "is a number, not an object with 'chosen' and 'rejected'"),
         ('{"chosen": }', "is not valid JSON: Expecting value (column 12)"),
@@ -42,7 +43,24 @@ def problems_of(path: Any) -> list[str]:
         ({**RECORD, "chosen": [USER]}, "'chosen' has no assistant turn"),
         ({**RECORD, "chosen": [GOOD]}, "0 and 1 turns come before the last answer"),
         ({"chosen": [GOOD], "rejected": [BAD]}, "has no prompt"),
-        ({"chosen": "x", "rejected": "y"}, "'prompt' is missing, which 'chosen' needs: it is text"),
+        (
+            {"text": "q", "chosen": "x", "rejected": "y"},
+            "'prompt' is missing (columns: 'text', 'chosen', 'rejected'); if another column has "
+            "it, name it with data.columns.prompt=NAME",
+        ),
+        (
+            {"question": "q", "instruction": "i", "chosen": "x", "rejected": "y"},
+            "has both 'question' and 'instruction'; name the prompt with data.columns.prompt",
+        ),
+        ({"instruction": "i", "input": 1, "chosen": "x", "rejected": "y"}, "'input' is not text"),
+        (
+            {"instruction": "i", "history": ["q"], "chosen": "x", "rejected": "y"},
+            "'history' is not a list of [question, answer]",
+        ),
+        (
+            {"chosen": "Human: a\n\nAssistant: x", "rejected": "Human: b\n\nAssistant: y"},
+            "the prompts of 'chosen' and 'rejected' differ (turn 1)",
+        ),
         ({"prompt": " ", "chosen": "x", "rejected": "y"}, "'prompt' is empty"),
         ({"prompt": 1, "chosen": "x", "rejected": "y"}, "'prompt' is a number, not text or a list"),
         ({**RECORD, "prompt": "q", "conversations": []}, "has both 'prompt' and 'conversations'"),
@@ -83,7 +101,7 @@ def test_invalid_utf8_names_the_byte_and_the_next_line_is_read(tmp_path) -> None
 def test_utf16_is_recognised(tmp_path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(RECORD), encoding="utf-16")
-    assert problems_of(path) == ["d.jsonl:1: is UTF-16 text; save the file as UTF-8"]
+    assert problems_of(path) == ["d.jsonl: is UTF-16 text; save the file as UTF-8"]
 
 
 def test_a_file_of_blank_lines_holds_no_record(write) -> None:
@@ -148,17 +166,32 @@ def test_no_file_and_a_missing_folder_say_what_to_do(tmp_path) -> None:
         resolve_files(tmp_path / "no" / "d.jsonl")
 
 
-def test_the_error_shows_twenty_problems_and_counts_all() -> None:
+def test_problems_that_say_the_same_are_one_line_with_a_count() -> None:
     log = ProblemLog()
     for line in range(1, 31):
-        log(Problem(f"dpo.jsonl:{line}", "'rejected' is missing"))
+        log(Problem(f"dpo.jsonl:{line}", f"is not valid UTF-8 (byte 0xb9 at {line})"))
+    log(Problem("dpo.jsonl:40", "'rejected' is missing"))
     with pytest.raises(DataError) as caught:
         log.raise_if_any()
+    assert str(caught.value).splitlines()[:-1] == [
+        "31 problems in the preference data:",
+        "  dpo.jsonl:1: is not valid UTF-8 (byte 0xb9 at 1)",
+        "    and the same in 29 more places: dpo.jsonl:2, dpo.jsonl:3, dpo.jsonl:4, ...",
+        "  dpo.jsonl:40: 'rejected' is missing",
+    ]
+    assert "data.on_error=skip" in str(caught.value)
+
+
+def test_the_error_shows_twenty_kinds_of_problem_and_counts_all() -> None:
+    log = ProblemLog()
+    for line, letter in enumerate("abcdefghijklmnopqrstuvwxyz", 1):
+        log(Problem(f"dpo.jsonl:{line}", f"'{letter}' is missing"))
+    with pytest.raises(DataError) as caught:
+        log.raise_if_any()
+    assert (caught.value.total, len(caught.value.problems), SHOWN) == (26, 20, 20)
     text = str(caught.value)
-    assert (caught.value.total, len(caught.value.problems), SHOWN) == (30, 20, 20)
-    assert "  dpo.jsonl:20: 'rejected' is missing\n  ... and 10 more\n" in text
+    assert "  dpo.jsonl:20: 't' is missing\n  ... and 6 more\n" in text
     assert "dpo.jsonl:21" not in text
-    assert "data.on_error=skip" in text
 
 
 json_values = st.recursive(
@@ -174,9 +207,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 records = st.dictionaries(
-    st.sampled_from(
-        ["prompt", "chosen", "rejected", "conversations", "system", "tools", "margin", "weight"]
-    ),
+    st.sampled_from(["chosen", "rejected", "chosen", "rejected", *KNOWN]),
     json_values | st.just([USER, GOOD]) | st.just([USER, BAD]) | st.just("text"),
     max_size=6,
 )
@@ -192,7 +223,8 @@ lines = st.one_of(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    content=st.lists(lines, max_size=4), ending=st.sampled_from([".jsonl", ".json", ".jsonl.gz"])
+    content=st.lists(lines, max_size=4),
+    ending=st.sampled_from([".jsonl", ".json", ".jsonl.gz", ".csv", ".tsv"]),
 )
 def test_any_bytes_give_pairs_or_problems_with_file_and_line(tmp_path, content, ending) -> None:
     path = Path(tmp_path) / f"dpo{ending}"

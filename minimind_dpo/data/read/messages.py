@@ -51,7 +51,7 @@ def parse_turn(value: Any, where: str) -> Message:
         raise RecordError(f"{where}: 'role' is {shown}; known are {', '.join(ROLES)}")
     calls = turn.pop("tool_calls", None)
     if calls:
-        calls = _parsed(calls, f"{where}: 'tool_calls'") if isinstance(calls, str) else calls
+        calls = parse_json(calls, f"{where}: 'tool_calls'") if isinstance(calls, str) else calls
         if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
             raise RecordError(f"{where}: 'tool_calls' is not a list of calls")
         turn["tool_calls"] = calls
@@ -82,13 +82,14 @@ def parse_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     if value is None or value in ("", []):
         return None
     if isinstance(value, str):
-        value = _parsed(value, where)
+        value = parse_json(value, where)
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         raise RecordError(f"{where} is not a list of function signatures")
     return tuple(value) or None
 
 
-def _parsed(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
+    """Read a value that is given as its JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
 """From records to preference pairs, with every problem named by file and line.
 
-Recognised, record by record:
+Recognised, record by record; `formats` has those whose columns have other names:
 
     minimind          {"chosen": [turns], "rejected": [turns]}: both begin with the same turns
     prompt_turns      {"prompt": [turns], "chosen": ..., "rejected": ...}
@@ -16,11 +16,12 @@ it must be the same on both sides. A key that holds null counts as absent.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from minimind_dpo.batch import Message, PreferencePair
+from minimind_dpo.data.read.formats import find_fields
 from minimind_dpo.data.read.messages import (
     RecordError,
     check_json,
@@ -30,11 +31,12 @@ from minimind_dpo.data.read.messages import (
     parse_turn,
     parse_turns,
 )
-from minimind_dpo.data.read.problems import Problem
+from minimind_dpo.data.read.problems import DataError, Problem, printable
 from minimind_dpo.data.read.records import iterate_records
-from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
+from minimind_dpo.data.read.sources import TABLES, DataFile, Files, resolve_files
 
-_COLUMNS = {"prompt", "conversations", "chosen", "rejected", "system", "tools", "margin", "weight"}
+_NEEDED = ("chosen", "rejected")
+"""Columns without which a record is a problem by itself."""
 
 
 @dataclass(slots=True)
@@ -57,10 +59,34 @@ class FileSummary:
     ignored_turns: int = 0
     ignored_columns: set[str] = field(default_factory=set)
 
+    def add(self, parsed: ParsedRecord) -> None:
+        """Count a pair."""
+        self.pairs += 1
+        self.formats[parsed.kind] += 1
+        self.ignored_turns += parsed.ignored_turns
+        self.ignored_columns |= {printable(name) for name in parsed.ignored_columns}
+
+
+class ParsedRecord(NamedTuple):
+    """A pair, and what its record held besides.
+
+    Attributes:
+        pair: The pair.
+        kind: Name of the record's format.
+        ignored_turns: Turns after the answers, over both sides.
+        ignored_columns: Columns that mean nothing here.
+    """
+
+    pair: PreferencePair
+    kind: str
+    ignored_turns: int
+    ignored_columns: set[str]
+
 
 def read_pairs(
     files: Files | list[DataFile],
     *,
+    columns: Mapping[str, str] | None = None,
     on_problem: Callable[[Problem], None],
     on_file: Callable[[FileSummary], None] = lambda summary: None,
     on_bytes: Callable[[int], None] = lambda count: None,
@@ -70,123 +96,128 @@ def read_pairs(
     Args:
         files: A path, glob, hub data set or several (`sources` has the syntax), or what
             `resolve_files` returned.
+        columns: Columns of the files under other names, `{"prompt": "question"}`.
         on_problem: Called for every record that is no pair.
         on_file: Called with the summary of each file after its last record.
         on_bytes: Called with the bytes read since the last call; they sum to the files' sizes.
 
     Raises:
-        DataError: At once, where a file cannot be used at all.
+        DataError: Where a file cannot be used at all, or a column that `columns` names is in no
+            record.
     """
     resolved: list[DataFile] = []
     if isinstance(files, list) and files and all(isinstance(f, DataFile) for f in files):
         resolved = [f for f in files if isinstance(f, DataFile)]
     else:
         resolved = resolve_files(files)  # type: ignore[arg-type]
-    return _read(resolved, on_problem, on_file, on_bytes)
+    return _read(resolved, dict(columns or {}), on_problem, on_file, on_bytes)
 
 
 def _read(
     files: list[DataFile],
+    columns: dict[str, str],
     on_problem: Callable[[Problem], None],
     on_file: Callable[[FileSummary], None],
     on_bytes: Callable[[int], None],
 ) -> Iterator[PreferencePair]:
+    absent = {ours: theirs for ours, theirs in columns.items() if ours not in _NEEDED}
     for file in files:
         summary = FileSummary(file.name)
         counted = 0
-        for record in iterate_records(file):
+        for record in iterate_records(file, columns.values()):
             counted += record.size
             on_bytes(record.size)
+            if absent and isinstance(record.value, dict):
+                absent = {o: theirs for o, theirs in absent.items() if theirs not in record.value}
             try:
                 if record.problem:
                     raise RecordError(record.problem)
-                pair, kind, ignored = parse_record(record.value, record.source)
+                parsed = parse_record(record.value, record.source, columns, file.kind in TABLES)
             except RecordError as error:
                 summary.problems += 1
                 on_problem(Problem(record.source, str(error)))
                 continue
-            summary.pairs += 1
-            summary.formats[kind] += 1
-            summary.ignored_turns += ignored
-            summary.ignored_columns |= record.value.keys() - _COLUMNS
-            yield pair
+            summary.add(parsed)
+            yield parsed.pair
         if not summary.pairs and not summary.problems:
             summary.problems += 1
             on_problem(Problem(file.name, "holds no record"))
         on_bytes(max(0, file.size - counted))
         on_file(summary)
+    if absent:
+        why = f"no record of {', '.join(file.name for file in files)} has this column"
+        raise DataError([Problem(f"data.columns.{o}={t}", why) for o, t in absent.items()])
 
 
-def parse_record(record: Any, source: str) -> tuple[PreferencePair, str, int]:
-    """Turn one JSON object into a pair.
+def parse_record(
+    record: Any,
+    source: str,
+    columns: Mapping[str, str] | None = None,
+    is_text: bool = False,
+) -> ParsedRecord:
+    """Turn one object into a pair.
 
-    Returns:
-        The pair, the name of its format, and how many turns after the answers were ignored.
+    Args:
+        record: What was read.
+        source: Where.
+        columns: Columns under other names.
+        is_text: Every value is text, as in CSV.
 
     Raises:
         RecordError: If it is no preference pair.
     """
-    if not isinstance(record, dict):
-        raise RecordError(f"is {kind_of(record)}, not an object with 'chosen' and 'rejected'")
-    absent = [f"'{key}'" for key in ("chosen", "rejected") if record.get(key) is None]
-    if absent:
-        verb = "is" if len(absent) == 1 else "are"
-        found = ", ".join(f"{key!r:.40}" for key in list(record)[:8]) or "no key"
-        raise RecordError(f"{' and '.join(absent)} {verb} missing (found: {found})")
-    margin = parse_number(record, "margin", 0.0)
-    weight = parse_number(record, "weight", 1.0)
+    fields = find_fields(record, columns or {}, is_text)
+    values = fields.values
+    margin = parse_number(values, "margin", 0.0)
+    weight = parse_number(values, "weight", 1.0)
     if weight < 0:
         raise RecordError(f"'weight' is {weight}, it must not be negative")
-    if _is_plain(record):
-        texts = record["prompt"], record["chosen"], record["rejected"]
+    if _is_plain(values):
+        texts = values["prompt"], values["chosen"], values["rejected"]
         check_json(texts)
-        if not record["prompt"].strip():
+        if not values["prompt"].strip():
             raise RecordError("'prompt' is empty")
-        return PreferencePair(*texts, source, None, margin, weight), "prompt_text", 0
-    before, kind = _explicit_prompt(record)
-    chosen, rejected, ignored = _sides(record, _with_system(before, record.get("system")))
+        pair = PreferencePair(*texts, source, None, margin, weight)
+        return ParsedRecord(pair, fields.kind or "prompt_text", 0, fields.ignored)
+    before, kind = _explicit_prompt(values)
+    chosen, rejected, ignored = _sides(values, _with_system(before, values.get("system")))
     turns = tuple(chosen[:-1])
     if not any(turn["content"].strip() or turn.get("tool_calls") for turn in turns):
         raise RecordError("has no prompt: no turn with text comes before the answer")
-    prompt = record.get("prompt")
+    prompt = values.get("prompt")
     if isinstance(prompt, str) and kind == "minimind" and not _quotes(turns, prompt):
         raise RecordError("'prompt' differs from the turns that 'chosen' begins with")
-    tools = parse_tools(record.get("tools"), "'tools'")
+    tools = parse_tools(values.get("tools"), "'tools'")
     if tools is None and turns[0]["role"] == "system":
-        own = turns[0].get("tools", turns[0].get("functions"))
-        tools = parse_tools(own, "'tools' of the system turn")
+        inside = turns[0].get("tools", turns[0].get("functions"))
+        tools = parse_tools(inside, "'tools' of the system turn")
     check_json([chosen, rejected, tools])
     pair = PreferencePair(turns, chosen[-1], rejected[-1], source, tools, margin, weight)
-    return pair, kind, ignored
+    return ParsedRecord(pair, fields.kind or kind, ignored, fields.ignored)
 
 
-def _is_plain(record: dict[str, Any]) -> bool:
+def _is_plain(values: dict[str, Any]) -> bool:
     """Three texts and nothing that only turns can carry."""
-    if any(record.get(key) for key in ("system", "tools")) or "conversations" in record:
+    if any(values.get(key) for key in ("system", "tools")) or "conversations" in values:
         return False
-    return all(isinstance(record.get(key), str) for key in ("prompt", "chosen", "rejected"))
+    return all(isinstance(values.get(key), str) for key in ("prompt", "chosen", "rejected"))
 
 
-def _explicit_prompt(record: dict[str, Any]) -> tuple[list[Message], str]:
+def _explicit_prompt(values: dict[str, Any]) -> tuple[list[Message], str]:
     """Turns of the prompt column, if any, and the format's name."""
-    prompt, conversations = record.get("prompt"), record.get("conversations")
+    prompt, conversations = values.get("prompt"), values.get("conversations")
     if prompt is not None and conversations is not None:
         raise RecordError("has both 'prompt' and 'conversations'; keep the one that is the prompt")
     if conversations is not None:
         return parse_turns(conversations, "'conversations'"), "sharegpt"
-    sides = {key: record[key] for key in ("chosen", "rejected")}
     if prompt is None:
-        for key, side in sides.items():
-            if not isinstance(side, list):
-                raise RecordError(
-                    f"'prompt' is missing, which '{key}' needs: it is {kind_of(side)}"
-                )
         return [], "minimind"
     if isinstance(prompt, list):
         return parse_turns(prompt, "'prompt'"), "prompt_turns"
     if not isinstance(prompt, str):
         raise RecordError(f"'prompt' is {kind_of(prompt)}, not text or a list of turns")
-    if all(isinstance(side, list) and len(side) > 1 for side in sides.values()):
+    sides = (values["chosen"], values["rejected"])
+    if all(isinstance(side, list) and len(side) > 1 for side in sides):
         return [], "minimind"
     if not prompt.strip():
         raise RecordError("'prompt' is empty")
@@ -208,12 +239,12 @@ def _with_system(before: list[Message], system: Any) -> list[Message]:
 
 
 def _sides(
-    record: dict[str, Any], before: list[Message]
+    values: dict[str, Any], before: list[Message]
 ) -> tuple[list[Message], list[Message], int]:
     """Both conversations up to their last assistant turn, and the count of turns after it."""
     conversations, ignored = [], 0
     for key in ("chosen", "rejected"):
-        side = _side(record[key], key)
+        side = _side(values[key], key)
         last = max((i for i, turn in enumerate(side) if turn["role"] == "assistant"), default=-1)
         if last < 0:
             raise RecordError(f"'{key}' has no assistant turn, so there is no answer to prefer")

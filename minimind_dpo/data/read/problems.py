@@ -1,16 +1,21 @@
 """What can be wrong with preference data, and how it is told.
 
-A problem belongs to a place (`dpo.jsonl:17`) and is either collected until all are known and
-raised once, or, where the user asked to skip, counted and kept for a file. Nothing is lost.
+A problem belongs to a place (`dpo.jsonl:17`). Problems are collected until all are known and raised
+once; those that say the same of many lines are one, with a count. Where the user asked to skip
+them, each is written to a file. None is lost.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 SHOWN = 20
-"""Problems spelt out in a message; the others are counted."""
+"""Different problems spelt out in a message; the others are counted."""
+
+_PLACES = 4
+_NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,26 +34,21 @@ class Problem:
         return f"{self.source}: {self.message}"
 
 
-class DataError(ValueError):
-    """Preference data that cannot be used.
+@dataclass(slots=True)
+class _Alike:
+    """Problems whose messages differ in numbers alone."""
 
-    Attributes:
-        problems: The problems that were kept, at least the first `SHOWN`.
-        total: How many there are.
-    """
+    first: Problem
+    sources: list[str] = field(default_factory=list)
+    count: int = 0
 
-    def __init__(
-        self, problems: Sequence[Problem], total: int | None = None, hint: str = ""
-    ) -> None:
-        self.problems = tuple(problems)
-        self.total = len(self.problems) if total is None else total
-        shown = self.problems[:SHOWN]
-        noun = "problem" if self.total == 1 else "problems"
-        lines = [f"{self.total:,} {noun} in the preference data:"]
-        lines += [f"  {problem}" for problem in shown]
-        if self.total > len(shown):
-            lines.append(f"  ... and {self.total - len(shown):,} more")
-        super().__init__("\n".join([*lines, hint] if hint else lines))
+    def __str__(self) -> str:
+        if self.count == 1:
+            return f"  {self.first}"
+        rest = ", ".join(self.sources[1:])
+        more = ", ..." if self.count > len(self.sources) else ""
+        noun = "place" if self.count == 2 else "places"
+        return f"  {self.first}\n    and the same in {self.count - 1:,} more {noun}: {rest}{more}"
 
 
 @dataclass(slots=True)
@@ -56,20 +56,25 @@ class ProblemLog:
     """Collects problems; call it with each one.
 
     Attributes:
-        keep_all: Keep every problem (they go to a file), not only those that a message shows.
-        problems: Those kept, in the order they were met.
         total: All of them.
+        told: Those that a message spells out, alike ones as one.
     """
 
-    keep_all: bool = False
-    problems: list[Problem] = field(default_factory=list)
     total: int = 0
+    told: dict[str, _Alike] = field(default_factory=dict)
 
     def __call__(self, problem: Problem) -> None:
         """Add one."""
         self.total += 1
-        if self.keep_all or len(self.problems) < SHOWN:
-            self.problems.append(problem)
+        key = _NUMBER.sub("#", problem.message)
+        if key not in self.told:
+            if len(self.told) == SHOWN:
+                return
+            self.told[key] = _Alike(problem)
+        alike = self.told[key]
+        alike.count += 1
+        if len(alike.sources) < _PLACES:
+            alike.sources.append(problem.source)
 
     def raise_if_any(self) -> None:
         """Raise `DataError` if there is a problem."""
@@ -78,4 +83,38 @@ class ProblemLog:
                 "Correct these, or set data.on_error=skip to leave them out "
                 "(they are counted and written to a file)."
             )
-            raise DataError(self.problems, self.total, hint)
+            raise DataError(self, hint)
+
+
+class DataError(ValueError):
+    """Preference data that cannot be used.
+
+    Attributes:
+        problems: All of them; of a log, the first of those that are alike.
+        total: How many there are.
+    """
+
+    def __init__(self, problems: Sequence[Problem] | ProblemLog, hint: str = "") -> None:
+        if isinstance(problems, ProblemLog):
+            log = problems
+            self.problems = tuple(alike.first for alike in log.told.values())
+        else:
+            log = ProblemLog()
+            self.problems = tuple(problems)
+            for problem in problems:
+                log(problem)
+        self.total = log.total
+        noun = "problem" if self.total == 1 else "problems"
+        lines = [f"{self.total:,} {noun} in the preference data:", *map(str, log.told.values())]
+        untold = self.total - sum(alike.count for alike in log.told.values())
+        if untold:
+            lines.append(f"  ... and {untold:,} more")
+        super().__init__(printable("\n".join([*lines, hint] if hint else lines)))
+
+
+def printable(text: str) -> str:
+    """Text that any terminal and file can take: bytes of a name that are not UTF-8 as `\\xb9`."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()

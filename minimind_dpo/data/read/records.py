@@ -7,39 +7,22 @@ compression, a broken list) the problem says so.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from minimind_dpo.data.read.content import Record, encoding_problem, read_chunks, split_lines
+from minimind_dpo.data.read.formats import KNOWN
 from minimind_dpo.data.read.problems import DataError, Problem
 from minimind_dpo.data.read.sources import HUBS, DataFile
+from minimind_dpo.data.read.tables import read_parquet, read_table
 from minimind_dpo.disk import sha256
 
-_CHUNK = 1 << 20
 _SPACE = re.compile(r"[ \t\r\n]*")
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One object of a file, or the problem that stands in its place.
-
-    Attributes:
-        source: `dpo.jsonl:17`, counted from 1 (rows of parquet and hub data sets likewise).
-        value: What was read; None where there is a problem.
-        problem: Why it could not be read; empty where it could.
-        size: Bytes it took in the file, for progress; 0 where unknown.
-    """
-
-    source: str
-    value: Any = None
-    problem: str = ""
-    size: int = 0
 
 
 def content_digest(file: DataFile) -> str:
@@ -56,78 +39,53 @@ def content_digest(file: DataFile) -> str:
         raise DataError([Problem(file.name, f"cannot be read: {error.strerror}")]) from error
 
 
-def iterate_records(file: DataFile) -> Iterator[Record]:
-    """Read a file's records one by one. Problems come as records; none is raised."""
-    readers = {"jsonl": _read_lines, "json": _read_json, "parquet": _read_parquet}
-    reader = readers.get(file.kind, _read_hub)
+def iterate_records(file: DataFile, columns: Iterable[str] = ()) -> Iterator[Record]:
+    """Read a file's records one by one. Problems come as records; none is raised.
+
+    Args:
+        file: The file.
+        columns: Columns that are read besides those of every format.
+    """
+    known = {*KNOWN, *columns}
     line = 0
     try:
-        for record in reader(file):
+        problem = "" if file.kind in ("parquet", *HUBS) else encoding_problem(file)
+        if problem:
+            yield Record(file.name, problem=problem)
+            return
+        for record in _read(file, known):
             line = int(record.source)
             yield Record(f"{file.name}:{line}", record.value, record.problem, record.size)
-    except UnicodeDecodeError:
-        yield Record(f"{file.name}:{line + 1}", problem="is not valid UTF-8")
     except (OSError, EOFError, zlib.error) as error:
         reason = f"cannot be read on: {error}; is the file damaged, or cut off?"
         yield Record(f"{file.name}:{line + 1}", problem=reason)
 
 
-def _chunks(file: DataFile) -> Iterator[bytes]:
-    if file.compression == "zst":
-        yield from _zstd_chunks(file.path)
-        return
-    opener = gzip.open if file.compression == "gz" else open
-    with opener(file.path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            yield chunk
-
-
-def _zstd_chunks(path: str) -> Iterator[bytes]:
-    """Decompress frame by frame: the library's own reader takes a cut-off file for a short one."""
-    import zstandard
-
-    frame = None
-    with open(path, "rb") as stream:
-        while chunk := stream.read(_CHUNK):
-            while chunk:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                try:
-                    yield frame.decompress(chunk)
-                except zstandard.ZstdError as error:
-                    raise OSError(str(error)) from error
-                chunk = frame.unused_data if frame.eof else b""
-                frame = None if frame.eof else frame
-    if frame is not None:
-        raise EOFError("compressed data ended before the end of a frame")
+def _read(file: DataFile, known: set[str]) -> Iterator[Record]:
+    match file.kind:
+        case "jsonl":
+            return _read_lines(file)
+        case "json":
+            return _read_json(file)
+        case "csv" | "tsv":
+            return read_table(file)
+        case "parquet":
+            return read_parquet(file, known)
+        case _:
+            return _read_hub(file)
 
 
 def _read_lines(file: DataFile) -> Iterator[Record]:
-    yield from _parse_lines(_split_lines(_chunks(file)), counted=not file.compression)
-
-
-def _split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut at newlines only; str.splitlines would also cut at U+2028 inside a JSON string."""
-    pending: list[bytes] = []
-    for chunk in chunks:
-        first, *rest = chunk.split(b"\n")
-        pending.append(first)
-        if rest:
-            yield b"".join(pending)
-            yield from rest[:-1]
-            pending = rest[-1:]
-    yield b"".join(pending)
+    return _parse_lines(split_lines(read_chunks(file)), counted=not file.compression)
 
 
 def _parse_lines(lines: Iterable[bytes], counted: bool) -> Iterator[Record]:
     for number, line in enumerate(lines, start=1):
-        size = len(line) + 1 if counted else 0
         if number == 1:
-            if line[:2] in (b"\xff\xfe", b"\xfe\xff"):
-                yield Record("1", problem="is UTF-16 text; save the file as UTF-8")
-                return
             line = line.removeprefix(b"\xef\xbb\xbf")
-        if not line.strip():
+        if not line or line.isspace():
             continue
+        size = len(line) + 1 if counted else 0
         try:
             text = line.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -141,9 +99,11 @@ def _parse_lines(lines: Iterable[bytes], counted: bool) -> Iterator[Record]:
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(items)
     if len(mapping) != len(items):
-        keys = [key for key, _ in items]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"key {twice!r} appears twice in one object")
+        met: set[str] = set()
+        for key, _ in items:
+            if key in met:
+                raise ValueError(f"key {key!r:.60} appears twice in one object")
+            met.add(key)
     return mapping
 
 
@@ -163,12 +123,12 @@ def _parse_object(text: str) -> tuple[Any, str]:
 
 def _read_json(file: DataFile) -> Iterator[Record]:
     """A list of objects; or objects one after another, whatever the line breaks between them."""
-    data = b"".join(_chunks(file)).removeprefix(b"\xef\xbb\xbf")
+    data = b"".join(read_chunks(file)).removeprefix(b"\xef\xbb\xbf")
     start = data.lstrip()[:1]
     first_line = data.lstrip().split(b"\n", 1)[0]
     is_lines = start != b"[" and not _parse_object(first_line.decode("utf-8", "replace"))[1]
     if is_lines or start not in (b"[", b"{"):
-        yield from _parse_lines(_split_lines([data]), counted=not file.compression)
+        yield from _parse_lines(split_lines([data]), counted=not file.compression)
         return
     try:
         text = data.decode("utf-8")
@@ -228,21 +188,6 @@ def _skip_space(text: str, position: int) -> int:
     match = _SPACE.match(text, position)
     assert match is not None
     return match.end()
-
-
-def _read_parquet(file: DataFile) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file.path) as parquet:
-            for batch in parquet.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield Record(str(number), row)
-    except pyarrow.ArrowException as error:
-        yield Record(str(number + 1), problem=f"cannot be read as parquet: {error}")
 
 
 def _read_hub(file: DataFile) -> Iterator[Record]:

@@ -2,6 +2,7 @@
 
     path.jsonl  path.ndjson       one JSON object a line; also .gz and .zst
     path.json                     one list of objects, or objects one after another; also .gz, .zst
+    path.csv  path.tsv            a header, then one row a pair; also .gz and .zst
     path.parquet                  one object a row (needs pyarrow)
     hf:NAME[:SPLIT]               Hugging Face data set (needs datasets); SPLIT is `train` if absent
     hf:NAME:CONFIG:SPLIT          the same, of a named configuration
@@ -21,12 +22,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError, Problem, printable
 
 Files: TypeAlias = "str | Path | Iterable[str | Path]"
 """A path, a glob, a hub data set, or several of these."""
 
 _KINDS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet"}
+_KINDS |= {".csv": "csv", ".tsv": "tsv"}
+TABLES = {"csv": ",", "tsv": "\t"}
+"""Kinds of file whose values are all text, and what is between two values."""
 _EXTRAS = {"datasets": "datasets", "modelscope": "modelscope", "pyarrow": "parquet"}
 _EXTRAS["zstandard"] = "zstd"
 HUBS = {"hf": "datasets", "modelscope": "modelscope"}
@@ -38,8 +42,8 @@ class DataFile:
 
     Attributes:
         path: What to open: a file's path, or `hf:...` for a hub data set.
-        name: What people see in messages; unique among the files given together.
-        kind: `jsonl`, `json`, `parquet`, `hf` or `modelscope`.
+        name: What messages call it; unique among the files given together, and printable.
+        kind: `jsonl`, `json`, `csv`, `tsv`, `parquet`, `hf` or `modelscope`.
         compression: `gz`, `zst` or empty.
         size: Bytes on disk, 0 for a hub data set.
     """
@@ -128,7 +132,7 @@ def _describe(path: str) -> DataFile:
     if kind is None or (kind == "parquet" and compression):
         raise ValueError(
             "has an ending that is not known; readable are "
-            ".jsonl, .ndjson and .json (each also .gz or .zst) and .parquet"
+            ".jsonl, .ndjson, .json, .csv and .tsv (each also .gz or .zst) and .parquet"
         )
     if compression == "zst":
         _require("zstandard")
@@ -162,6 +166,6 @@ def _with_unique_names(files: list[DataFile]) -> list[DataFile]:
         depth = 1
         while depth < len(own) and any(other[-depth:] == own[-depth:] for other in others):
             depth += 1
-        name = "/".join(own[-depth:])
+        name = printable("/".join(own[-depth:]))
         named.append(DataFile(file.path, name, file.kind, file.compression, file.size))
     return named

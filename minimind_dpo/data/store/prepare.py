@@ -20,7 +20,7 @@ import time
 import uuid
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -70,6 +70,7 @@ def prepare_store(
     pair_tokenizer: PairTokenizer,
     cache_dir: str | Path,
     *,
+    columns: Mapping[str, str] | None = None,
     on_error: str = "stop",
     progress: bool = True,
     workers: int | None = None,
@@ -80,6 +81,7 @@ def prepare_store(
         files: A path, glob, hub data set or several; `sources` has the syntax.
         pair_tokenizer: The rules.
         cache_dir: Folder of all stores; made if it is not there.
+        columns: Columns of the files under other names, `{"prompt": "question"}`.
         on_error: `stop` at problems, once all are known, or `skip` them; either way they are
             counted, and skipped ones are written to `TokenStore.unused`.
         progress: Show a progress bar while tokenising.
@@ -92,7 +94,8 @@ def prepare_store(
     if on_error not in ("stop", "skip"):
         raise ValueError(f"data.on_error is {on_error!r}; it is 'stop' or 'skip'")
     resolved = resolve_files(files)
-    fingerprint = _fingerprint(resolved, pair_tokenizer)
+    columns = dict(columns or {})
+    fingerprint = _fingerprint(resolved, pair_tokenizer, columns)
     folder = Path(cache_dir) / fingerprint[:32]
     _sweep(Path(cache_dir))
     store = _open_sound(folder)
@@ -101,8 +104,8 @@ def prepare_store(
     temporary = Path(cache_dir) / f"{_TEMPORARY}{uuid.uuid4().hex}"
     temporary.mkdir(parents=True)
     try:
-        builder = _Builder(temporary, pair_tokenizer, keep_all=on_error == "skip")
-        builder.run(resolved, progress, workers or min(8, os.cpu_count() or 1))
+        builder = _Builder(temporary, pair_tokenizer)
+        builder.run(resolved, columns, progress, workers or min(8, os.cpu_count() or 1))
         builder.finish(fingerprint, on_error)
         return _publish(temporary, folder)
     finally:
@@ -125,13 +128,16 @@ def _hash(content: Any) -> int:
     return int.from_bytes(hashlib.blake2b(written.encode(), digest_size=8).digest(), "little")
 
 
-def _fingerprint(files: list[DataFile], pair_tokenizer: PairTokenizer) -> str:
+def _fingerprint(
+    files: list[DataFile], pair_tokenizer: PairTokenizer, columns: Mapping[str, str]
+) -> str:
     parts = {
         "versions": [FORMAT, READER],
         "files": [[file.name, content_digest(file)] for file in files],
+        "columns": columns,
         "rules": pair_tokenizer.fingerprint,
     }
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def _has_problems(store: TokenStore) -> bool:
@@ -189,19 +195,22 @@ def _sweep(cache_dir: Path) -> None:
 class _Builder:
     """One build: reads, tokenises in threads, writes and counts, in the order of the lines."""
 
-    def __init__(self, folder: Path, pair_tokenizer: PairTokenizer, keep_all: bool) -> None:
+    def __init__(self, folder: Path, pair_tokenizer: PairTokenizer) -> None:
         self.tokenizer = pair_tokenizer
         self.writer = StoreWriter(folder)
         self.report = ReportBuilder()
-        self.problems = ProblemLog(keep_all)
+        self.problems = ProblemLog()
         self.unused: list[str] = []
 
-    def run(self, files: list[DataFile], progress: bool, workers: int) -> None:
+    def run(
+        self, files: list[DataFile], columns: Mapping[str, str], progress: bool, workers: int
+    ) -> None:
         """Tokenise all pairs."""
         try:
             with _progress_bar(sum(file.size for file in files), progress) as advance:
                 pairs = read_pairs(
                     files,
+                    columns=columns,
                     on_problem=self._add_problem,
                     on_file=self.report.files.append,
                     on_bytes=advance,
