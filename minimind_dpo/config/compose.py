@@ -46,7 +46,7 @@ def find_conf(package: Path) -> Path:
 # Absolute: a relative one cannot be found from a console script.
 CONF_DIR: Final = find_conf(PACKAGE_DIR)
 
-_GROUPS: Final = ("experiment", "logger", "sweep")
+_GROUPS: Final = ("experiment", "logger", "sweep", "evaluate", "judge")
 
 
 def register_schemas() -> None:
