@@ -18,6 +18,7 @@ from pathlib import Path
 
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.data.options import data_problems
+from minimind_dpo.evaluation.options import evaluate_problems, judge_problems
 from minimind_dpo.models.options import model_problems, path_problems
 from minimind_dpo.options.limits import limit_problems, value_at
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -86,6 +87,8 @@ def validate(
         *schedule_problems(config.schedule),
         *trainer_problems(config.trainer),
         *logger_problems(config.logger),
+        *evaluate_problems(config.evaluate),
+        *judge_problems(config.judge),
         *reference_problems(config),
     ]
     keys = {problem.key for problem in wrong}

@@ -12,7 +12,7 @@ from minimind_dpo.config.schema import schema_keys
 from minimind_dpo.config.source import SETTINGS, Source
 from minimind_dpo.options.problem import Problem, nearest, shown
 
-_GROUPS: Final = ("experiment", "logger", "sweep")
+_GROUPS: Final = ("experiment", "logger", "sweep", "evaluate", "judge")
 
 OTHER_NAMES: Final[dict[str, str]] = {
     "accumulation_steps": "trainer.accumulate_grad_batches",

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from minimind_dpo.data.options import DataOptions
+from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions
 from minimind_dpo.models.options import ModelOptions
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.options.limits import COUNT, Choices, Range, keys_of
@@ -65,6 +66,8 @@ class Config:
     logger: LoggerOptions = field(default_factory=LoggerOptions)
     callbacks: CallbacksOptions = field(default_factory=CallbacksOptions)
     guard: GuardOptions = field(default_factory=GuardOptions)
+    evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
+    judge: JudgeOptions = field(default_factory=JudgeOptions)
 
 
 def schema_keys() -> Iterator[str]:

@@ -25,7 +25,7 @@ from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import load_model as load_model  # makes v_learn known
-from minimind_dpo.models.minimind.architecture import transformers_config
+from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.objective.options import LossOptions

@@ -99,7 +99,7 @@ def test_the_sweep_preset_is_a_grid_over_beta() -> None:
 
 def test_help_names_every_choice_that_ships() -> None:
     text = (CONF_DIR / "hydra/help/minimind_dpo.yaml").read_text(encoding="utf-8")
-    for group in ("experiment", "logger", "sweep"):
+    for group in ("experiment", "logger", "sweep", "evaluate", "judge"):
         for path in (CONF_DIR / group).glob("*.yaml"):
             assert path.stem in text
 

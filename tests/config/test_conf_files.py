@@ -18,7 +18,9 @@ from minimind_dpo.options.limits import keys_of
 
 GROUPS = sorted(p for p in CONF_DIR.glob("*/*.yaml") if p.parent.name not in ("hydra", "sweep"))
 SHIPPED = sorted(p for p in CONF_DIR.rglob("*.yaml") if "hydra" not in p.parts)
-CHOICES = [p for p in SHIPPED if p.parent.name in ("experiment", "logger", "sweep")]
+CHOICES = [
+    p for p in SHIPPED if p.parent.name in ("experiment", "logger", "sweep", "evaluate", "judge")
+]
 KEY = re.compile(r"\s*(?!- )[\w./]+:(\s|$)")
 
 

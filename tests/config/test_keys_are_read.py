@@ -28,6 +28,8 @@ HANDED_ON = {
     "optim.": "training/optim.py",
     "schedule.": "training/optim.py",
     "callbacks.checkpoint.": "training/resume/callback.py",
+    "evaluate.": "evaluation",
+    "judge.": "evaluation",
 }
 """Groups that other rooms take whole, by the name `options`, and where."""
 

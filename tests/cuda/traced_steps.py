@@ -22,7 +22,7 @@ from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.load import load_model  # noqa: F401  (makes v_learn known)
-from minimind_dpo.models.minimind.architecture import transformers_config
+from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
 from minimind_dpo.training.device_check import training_step
 from minimind_dpo.training.optim import make_optimizer

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models import load_model
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_native
 
 from .conftest import Golden, tiny_tokenizer, v2_state

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimind_dpo.models import CheckpointError, load_model
+from minimind_dpo.models import load_model
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
 
 from .conftest import Golden, tiny_tokenizer

@@ -1,0 +1,1 @@
+"""Judges: who compares two answers, and what each can be trusted for."""

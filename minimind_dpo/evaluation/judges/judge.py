@@ -1,0 +1,61 @@
+"""What a judge is: it compares two answers to a prompt, and says what it can be trusted for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from minimind_dpo.evaluation.answers import Answer, Prompt
+from minimind_dpo.evaluation.statistics import Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What a judge can be trusted for.
+
+    Attributes:
+        words: What it goes by, as a noun phrase: "the preference that the training pairs show".
+        accuracy: Share of held-out pairs whose chosen answer it prefers; None for a judge that is
+            right by definition, or that nobody has tested.
+    """
+
+    words: str
+    accuracy: Estimate | None = None
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether it tells chosen from rejected better than a coin, at 95% confidence."""
+        return self.accuracy is None or self.accuracy.low > 0.5
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values."""
+        accuracy = None if self.accuracy is None else self.accuracy.to_json()
+        return {"words": self.words, "accuracy": accuracy, "can_judge": self.can_judge}
+
+
+class Judge(Protocol):
+    """Compares two answers to each of some prompts."""
+
+    @property
+    def name(self) -> str:
+        """As `judge.name` has it."""
+        ...
+
+    @property
+    def trust(self) -> Trust:
+        """What it can be trusted for; may take the work that finds that out."""
+        ...
+
+    def compare(
+        self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
+    ) -> np.ndarray:
+        """Which answer to each prompt is better.
+
+        Returns:
+            float64 (prompts,) in [-1, 1]: 1 the first, -1 the second, 0 a tie, and between them a
+            share; NaN where it could not judge, which is counted and told.
+        """
+        ...

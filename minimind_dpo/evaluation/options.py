@@ -1,0 +1,72 @@
+"""What a user may set about the verdict: one field for each key `evaluate.*` and `judge.*`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Final
+
+from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Choices, Range
+from minimind_dpo.options.problem import Problem
+
+JUDGES: Final = ("pairs", "demo")
+"""Who can compare two answers."""
+
+
+@dataclass
+class EvaluateOptions:
+    """Answers of policy and reference to the same held-out prompts, and what is measured on them.
+
+    Attributes:
+        prompts: Held-out prompts; 0 or None for no verdict.
+        every: Optimizer steps between verdicts while training; None for one at the end alone.
+        text: File of text that has nothing to do with the task, for perplexity; None takes the
+            prompts themselves.
+        batch_size: Prompts that are answered at once.
+        max_new_tokens: Longest answer in tokens.
+        temperature: Of sampling; at 1 the KL divergence is the policy's own.
+        seed: Of the choice of prompts and of sampling, whatever the run's seed: runs compare.
+    """
+
+    prompts: Annotated[int | None, NOT_NEGATIVE] = 64
+    every: Annotated[int | None, COUNT] = None
+    text: str | None = None
+    batch_size: Annotated[int, COUNT] = 32
+    max_new_tokens: Annotated[int, COUNT] = 256
+    temperature: Annotated[float, NOT_NEGATIVE] = 1.0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+
+
+@dataclass
+class JudgeOptions:
+    """Who compares the answers.
+
+    Attributes:
+        name: The judge whose win rate decides; none measures what needs no judge.
+        also: A second judge, whose agreement with the first is told.
+        fit_pairs: Most training pairs that the judge `pairs` is fitted on, and most held-out pairs
+            that it is tested on.
+    """
+
+    name: Annotated[str, Choices(*JUDGES, "none")] = "pairs"
+    also: Annotated[str | None, Choices(*JUDGES)] = None
+    fit_pairs: Annotated[int, COUNT] = 1000
+
+
+def evaluate_problems(options: EvaluateOptions) -> Iterator[Problem]:
+    """Verdicts while training that are switched off, and a text that is not there."""
+    if not options.prompts and options.every is not None:
+        fix = "Give evaluate.prompts, or leave evaluate.every out."
+        yield Problem("evaluate.every", "asks for verdicts without prompts", fix, options.every)
+    if options.text is not None and not os.path.isfile(os.path.expanduser(options.text)):
+        yield Problem("evaluate.text", "is not a file", value=options.text)
+
+
+def judge_problems(options: JudgeOptions) -> Iterator[Problem]:
+    """A second judge without a first, or the same one twice."""
+    if options.also is not None and options.name == "none":
+        fix = f"Use judge.name={options.also}."
+        yield Problem("judge.also", "checks a first judge, but judge.name=none", fix, options.also)
+    elif options.also == options.name:
+        yield Problem("judge.also", "is the first judge as well", value=options.also)
