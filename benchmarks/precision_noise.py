@@ -1,6 +1,6 @@
 """Noise of a log-ratio under autocast: `python benchmarks/precision_noise.py`.
 
-The policy is the demo's model with its weights moved by a relative 1e-5, about what DPO's first steps
+The policy is the demo's model, its weights moved by a relative 1e-5, about what DPO's first steps
 do; the reference is the model itself. The log-ratio of an answer in half precision is compared with
 that in float32, where both models score the same batch and where the reference scored other batches
 (as it does ahead of training). Prints root mean squares in nats.
