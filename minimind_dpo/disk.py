@@ -110,7 +110,7 @@ def workspace(target: Path) -> Iterator[Path]:
         The folder, empty but for the file of the lock.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_dead(target)
+    remove_dead(target)
     folder, file = _locked_workspace(target)
     try:
         yield folder
@@ -136,7 +136,8 @@ def _locked_workspace(target: Path) -> tuple[Path, IO[bytes]]:
         _workspaces.discard(folder)
 
 
-def _remove_dead(target: Path) -> None:
+def remove_dead(target: Path) -> None:
+    """Delete the workspaces beside `target` of processes that died."""
     for folder in target.parent.glob(f".{_escaped(target.name)}.*.tmp"):
         if not folder.is_dir() or folder.absolute() in _workspaces:
             continue
@@ -153,13 +154,13 @@ def _escaped(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def replace_folder(made: Path, target: Path) -> None:
-    """Put a folder made in a `workspace` into the place of `target`, as a whole."""
+def replace(made: Path, target: Path) -> None:
+    """Put a file or folder made in a `workspace` into the place of `target`, as a whole."""
     for path in (*made.rglob("*"), made):
         if path.is_file() or path.is_dir():
             _use_default_mode(path)
             sync(path)
-    if target.exists():
+    if target.is_dir():
         # A folder that holds anything cannot be replaced in one step; the old one steps aside.
         aside = made.with_name(f"{made.name}.old")
         os.replace(target, aside)

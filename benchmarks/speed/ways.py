@@ -29,7 +29,8 @@ from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
-from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore
+from minimind_dpo.data.store.reference_logps import ReferenceCache
+from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.kernels.linear import use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.compile_layers import compile_layers
@@ -201,7 +202,7 @@ def ahead(request: Request, clock: Clock, timed: bool, split: bool = False) -> R
     else:
         rows = dict.fromkeys([*request.warmup, *request.rows])
         _score(request, step, store, cache, cache.missing(list(rows)).tolist())
-    cache.close()
+    cache.flush()
     return plain_loop(request, clock, store.with_reference(cache), step.policy, step)
 
 

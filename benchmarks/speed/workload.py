@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from minimind_dpo.data.store.prepare import TokenStore, prepare_store
+from minimind_dpo.data.store.prepare import prepare_store
+from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import PREFERENCES, TOKENIZER
 from minimind_dpo.models.minimind.configuration import transformers_config
@@ -91,12 +92,12 @@ def prepare(
         progress=False,
     )
     order = np.random.default_rng(seed).permutation(len(store))
-    return Workload(model, chosen, str(store.folder), order, np.array(store.lengths))
+    return Workload(model, chosen, str(store.path), order, np.array(store.lengths))
 
 
-def open_store(folder: str) -> TokenStore:
+def open_store(path: str) -> TokenStore:
     """The store, in a measuring process."""
-    return TokenStore(folder, verify=False)
+    return TokenStore(path, verify=False)
 
 
 def _folder_of(model: str) -> Path:

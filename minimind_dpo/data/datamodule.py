@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.batches.loader import LaidOutPairs, PlannedLoader
+from minimind_dpo.data.batches.split import split_indices
 from minimind_dpo.data.batches.step_plan import (
     StepSampler,
     StepShape,
@@ -27,7 +28,9 @@ from minimind_dpo.data.batches.step_plan import (
     carry_over,
 )
 from minimind_dpo.data.read.problems import DataError, Problem
-from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore, prepare_store, split_indices
+from minimind_dpo.data.store.prepare import prepare_store
+from minimind_dpo.data.store.reference_logps import ReferenceCache
+from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 _log = logging.getLogger(__name__)

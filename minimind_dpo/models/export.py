@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind_dpo.disk import replace_folder, replacing, workspace
+from minimind_dpo.disk import replace, replacing, workspace
 from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
@@ -123,7 +123,7 @@ def save_hf(
         else:
             _write_model(model, state, made)
         _write_settings(model, tokenizer, made, dtype, dialect)
-        replace_folder(made, folder)
+        replace(made, folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind_dpo.disk import replace_folder, workspace
+from minimind_dpo.disk import replace, workspace
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import check_own_folder, save_hf
 from minimind_dpo.models.hub import quiet
@@ -110,7 +110,7 @@ def save_and_merge_adapters(
         layers = take_adapters_out(model)
         if base is None:
             save_hf(model, tokenizer, made / BASE)
-        replace_folder(made, folder)
+        replace(made, folder)
     for layer in layers:
         layer.merge(safe_merge=True)
 

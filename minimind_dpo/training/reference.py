@@ -21,7 +21,8 @@ from transformers import PreTrainedModel
 from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.store.prepare import ReferenceCache, TokenStore
+from minimind_dpo.data.store.reference_logps import ReferenceCache
+from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.models.lora import adapters_off
 from minimind_dpo.training.reference_key import reference_key
 from minimind_dpo.training.scoring import evaluating
@@ -153,18 +154,17 @@ class PrecomputedReference:
         with evaluating(model), self._shown(trainer, total) as advance:
             for store, cache, rows in jobs:
                 tokens = data.collate.tokens(store.lengths[rows])
-                for part in token_batches(rows, tokens, self.batch_tokens):
-                    pairs = [store[row] for row in part.tolist()]
-                    logps = score_pairs(
-                        model,
-                        pairs,
-                        data.collate,
-                        device=trainer.strategy.root_device,
-                        precision_context=trainer.precision_plugin.forward_context,
-                    )
-                    cache.write(part, logps)
-                    advance(len(part))
-                cache.close()
+                with cache:
+                    for part in token_batches(rows, tokens, self.batch_tokens):
+                        logps = score_pairs(
+                            model,
+                            [store[row] for row in part.tolist()],
+                            data.collate,
+                            device=trainer.strategy.root_device,
+                            precision_context=trainer.precision_plugin.forward_context,
+                        )
+                        cache.write(part, logps)
+                        advance(len(part))
         self.scored = total
         trainer.strategy.barrier("reference log-probs")
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import errno
 import multiprocessing
 import os
 import pickle
-import time
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,9 @@ import pytest
 
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.store import prepare as cache
-from minimind_dpo.data.store.prepare import TokenStore, prepare_store
-from minimind_dpo.data.store.token_store import DamagedStoreError
+from minimind_dpo.data.store.prepare import prepare_store
+from minimind_dpo.data.store.sealed import DamagedFileError
+from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 
@@ -71,7 +73,7 @@ def test_a_second_call_reads_nothing_again(write, prepare, monkeypatch) -> None:
     first = prepare(path)
     monkeypatch.setattr(cache, "read_pairs", lambda *a, **k: pytest.fail("read again"))
     second = prepare(path)
-    assert second.folder == first.folder
+    assert second.path == first.path
     assert second.report == first.report
 
 
@@ -135,73 +137,88 @@ def test_unknown_on_error_names_its_key(write, prepare) -> None:
         prepare(write("d.jsonl", record(1)), on_error="ignore")
 
 
-@pytest.mark.parametrize(
-    "name", ["tokens.i32", "lengths.npy", "sources.npy", "prompt_hash.npy", "meta.json"]
-)
-@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "gone"])
-def test_damage_is_named_and_the_store_built_again(write, prepare, name, damage) -> None:
-    path = write("d.jsonl", *(record(n) for n in range(5)))
-    store = prepare(path)
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other", "header"])
+def test_damage_is_named_and_the_store_built_again(write, prepare, damage) -> None:
+    store = prepare(write("d.jsonl", *(record(n) for n in range(5))))
     expected = [pair.chosen_ids.tolist() for pair in store]
-    file = store.folder / name
-    data = file.read_bytes()
-    middle = len(data) - 3
-    flipped = data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]
-    file.unlink()
-    if damage != "gone":
-        file.write_bytes({"flip": flipped, "cut": data[:-1], "empty": b""}[damage])
-    with pytest.raises(DamagedStoreError, match=name):
-        TokenStore(store.folder)
-    with pytest.warns(UserWarning, match=f"damaged token store, built again: .*{name}"):
-        again = prepare(path)
+    data = store.path.read_bytes()
+    damaged = {
+        "flip": data[:-3] + bytes([data[-3] ^ 1]) + data[-2:],
+        "cut": data[:-1],
+        "empty": b"",
+        "other": b"x" * len(data),
+        "header": data.replace(b"d.jsonl", b"e.jsonl"),
+    }[damage]
+    store.path.unlink()  # its bytes are mapped
+    store.path.write_bytes(damaged)
+    with pytest.raises(DamagedFileError, match=store.path.name):
+        TokenStore(store.path)
+    with pytest.warns(UserWarning, match=f"damaged token store, built again: .*{store.path.name}"):
+        again = prepare(Path(store.path.parent.parent, "d.jsonl"))
     assert [pair.chosen_ids.tolist() for pair in again] == expected
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        prepare(path)
+        prepare(Path(store.path.parent.parent, "d.jsonl"))
 
 
-def test_nothing_pickled_is_loaded(write, prepare) -> None:
-    store = prepare(write("d.jsonl", record(1)))
-    np.save(store.folder / "lengths.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    meta = json.loads((store.folder / "meta.json").read_text())
-    meta["files"]["lengths.npy"]["bytes"] = (store.folder / "lengths.npy").stat().st_size
-    del meta["checksum"]
-    meta["checksum"] = cache.hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
-    (store.folder / "meta.json").write_text(json.dumps(meta))
-    with pytest.raises(DamagedStoreError, match="pickle"):
-        TokenStore(store.folder, verify=False)
+def test_any_flipped_bit_of_the_arrays_is_found(write, prepare) -> None:
+    path = prepare(write("d.jsonl", record(1))).path
+    data = path.read_bytes()
+    start = 8 + int.from_bytes(data[:8], "little")
+    for position in range(start, len(data)):
+        path.unlink()
+        path.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        with pytest.raises(DamagedFileError):
+            TokenStore(path)
+
+
+def test_a_store_that_cannot_be_opened_is_not_called_damaged(
+    write, prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write("d.jsonl", record(1))
+    store = prepare(path)
+
+    def refuse(file: Path, *args: Any) -> Any:
+        raise OSError(errno.EMFILE, "Too many open files", str(file))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(OSError, match="Too many open files"):
+        TokenStore(store.path)
+    with pytest.raises(OSError, match="Too many open files"):
+        cache._open_sound(store.path)
 
 
 def test_builds_at_the_same_time_agree(write, prepare, tmp_path) -> None:
     path = write("d.jsonl", *(record(n) for n in range(300)))
     with ThreadPoolExecutor(4) as pool:
         stores = list(pool.map(lambda _: prepare(path), range(4)))
-    assert len({store.folder for store in stores}) == 1
+    assert len({store.path for store in stores}) == 1
     assert {len(store) for store in stores} == {300}
-    assert [entry.name for entry in (tmp_path / "cache").iterdir()] == [stores[0].folder.name]
+    names = {stores[0].path.name, stores[0].unused.name}
+    assert {entry.name for entry in (tmp_path / "cache").iterdir()} == names
 
 
-def test_a_damaged_store_met_while_publishing_is_replaced(write, prepare, tmp_path) -> None:
-    store = prepare(write("d.jsonl", record(1)))
-    fresh = tmp_path / "cache" / ".building-x"
-    (fresh).mkdir()
-    for file in store.folder.iterdir():
-        (fresh / file.name).write_bytes(file.read_bytes())
-    (store.folder / "tokens.i32").write_bytes(b"")
-    assert len(cache._publish(fresh, store.folder)) == 1
-    assert len(TokenStore(store.folder)) == 1
-
-
-def test_leftovers_of_dead_builds_go_and_live_ones_stay(write, prepare, tmp_path) -> None:
-    for name, age in (("dead", 7200), ("live", 60)):
-        folder = tmp_path / "cache" / f".building-{name}"
-        folder.mkdir(parents=True)
-        (folder / "tokens.i32").touch()
-        for path in (folder / "tokens.i32", folder):
-            os.utime(path, (time.time() - age,) * 2)
-    prepare(write("d.jsonl", record(1)))
-    left = {path.name for path in (tmp_path / "cache").glob(".building-*")}
-    assert left == {".building-live"}
+def test_what_dead_builds_left_goes_at_the_next_start_and_live_builds_stay(
+    write, prepare, tmp_path
+) -> None:
+    path = write("d.jsonl", record(1))
+    prepare(path)
+    code = (
+        "import pathlib, sys; from minimind_dpo.disk import workspace\n"
+        "with workspace(pathlib.Path(sys.argv[1])) as space:\n"
+        "    (space / 'tokens').write_bytes(b'half'); print(space, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "cache" / "building")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        space = Path(other.stdout.readline().decode().strip())
+        os.utime(space, (0, 0))  # whatever its clock says
+        prepare(path)
+        assert (space / "tokens").exists()
+        other.kill()
+        other.wait()
+        prepare(path)
+        assert not space.exists()
 
 
 def test_a_failing_build_leaves_no_folder(write, prepare, tmp_path, monkeypatch) -> None:
@@ -262,6 +279,6 @@ def test_tokenising_leaves_the_environment_as_it_was(write, prepare, monkeypatch
 def test_the_cache_folder_holds_nothing_but_stores(write, prepare, tmp_path) -> None:
     evil = write("d.jsonl", {**record(1), "source": "../../evil"})
     store = prepare(evil)
-    assert store.folder.parent == tmp_path / "cache"
+    assert store.path.parent == tmp_path / "cache"
     assert {p.name for p in tmp_path.iterdir()} == {"cache", "d.jsonl"}
-    assert Path(store.folder, "unused.txt").read_text() == ""
+    assert store.unused.read_text() == ""

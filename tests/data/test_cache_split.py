@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minimind_dpo.data.store.prepare import split_indices
+from minimind_dpo.data.batches.split import split_indices
 
 
 def store(hashes: Any) -> Any:

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 
 from minimind_dpo import disk, train
-from minimind_dpo.disk import replace_folder, replacing, while_unchanged, workspace, zip_fault
+from minimind_dpo.disk import replace, replacing, while_unchanged, workspace, zip_fault
 from minimind_dpo.os_errors import causes, explain, is_full
 from minimind_dpo.run.out_of_memory import is_out_of_memory
 from minimind_dpo.training import distributed as ranks
@@ -45,7 +45,7 @@ def test_files_that_a_library_gives_to_its_owner_alone_get_the_usual_mode(tmp_pa
         with workspace(tmp_path / "export") as space:
             (space / "made").mkdir(mode=0o700)
             (space / "made" / "weights").touch(mode=0o600)
-            replace_folder(space / "made", tmp_path / "export")
+            replace(space / "made", tmp_path / "export")
     finally:
         os.umask(mask)
     assert (tmp_path / "export").stat().st_mode & 0o777 == 0o755

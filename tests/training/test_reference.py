@@ -14,7 +14,7 @@ import torch
 from training_support import tiny_model
 
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-from minimind_dpo.data.store.prepare import ReferenceCache
+from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import HELD_OUT, MODEL, TOKENIZER
 from minimind_dpo.models import load_model

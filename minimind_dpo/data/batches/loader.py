@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.batches.step_plan import MicroBatch, StepSampler
-from minimind_dpo.data.store.prepare import TokenStore
+from minimind_dpo.data.store.token_store import TokenStore
 
 
 class LaidOutPairs(Dataset[PreferenceBatch]):

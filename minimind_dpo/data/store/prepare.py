@@ -2,22 +2,17 @@
 
 The fingerprint covers the bytes of the files and their names, the tokenizer's rules (its content,
 the template, the lengths) and the versions of the formats. Files are hashed anew at each start: a
-GB takes under a second, while a remembered size and time can be wrong. A store is built in a
-temporary folder beside its place and renamed when it is whole and on disk. Two processes that
-build at once both build; the first to rename is kept and the other uses it. A damaged store is
-named in a warning and built again.
+GB takes under a second, while a remembered size and time can be wrong. Two processes that build at
+once both build, and put the same file into its place. A damaged store is named in a warning and
+built again.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import shutil
 import threading
-import time
-import uuid
 import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,39 +25,21 @@ from typing import Any
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from minimind_dpo.batch import PreferencePair
-from minimind_dpo.data.batches.split import split_indices
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.read.problems import DataError, Problem, ProblemLog
 from minimind_dpo.data.read.records import content_digest
 from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
-from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.report import ReportBuilder
-from minimind_dpo.data.store.token_store import (
-    FORMAT,
-    DamagedStoreError,
-    StoreWriter,
-    TokenStore,
-)
+from minimind_dpo.data.store.sealed import DamagedFileError
+from minimind_dpo.data.store.token_store import FORMAT, StoreWriter, TokenStore
 from minimind_dpo.data.tokenize.chat import as_answer, as_turns
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
-from minimind_dpo.disk import sync
+from minimind_dpo.disk import remove_dead, workspace
 
-__all__ = [
-    "DamagedStoreError",
-    "ReferenceCache",
-    "TokenStore",
-    "prepare_store",
-    "prompt_hash",
-    "split_indices",
-]
-
-READER = 1
+READER = 2
 """Version of how files become pairs; raise it with every change that gives other pairs."""
 
-_TEMPORARY = ".building-"
-_STALE_SECONDS = 3600
 _CHUNK = 64
-_log = logging.getLogger(__name__)
 
 
 def prepare_store(
@@ -96,20 +73,17 @@ def prepare_store(
     resolved = resolve_files(files)
     columns = dict(columns or {})
     fingerprint = _fingerprint(resolved, pair_tokenizer, columns)
-    folder = Path(cache_dir) / fingerprint[:32]
-    _sweep(Path(cache_dir))
-    store = _open_sound(folder)
+    path = Path(cache_dir) / f"{fingerprint[:32]}.safetensors"
+    building = Path(cache_dir) / "building"
+    remove_dead(building)
+    store = _open_sound(path)
     if store is not None and (on_error == "skip" or not _has_problems(store)):
         return store
-    temporary = Path(cache_dir) / f"{_TEMPORARY}{uuid.uuid4().hex}"
-    temporary.mkdir(parents=True)
-    try:
-        builder = _Builder(temporary, pair_tokenizer)
+    with workspace(building) as space, (space / "tokens").open("w+b") as tokens:
+        builder = _Builder(StoreWriter(tokens), pair_tokenizer)
         builder.run(resolved, columns, progress, workers or min(8, os.cpu_count() or 1))
-        builder.finish(fingerprint, on_error)
-        return _publish(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        builder.finish(path, fingerprint, on_error)
+    return TokenStore(path, verify=False)
 
 
 def prompt_hash(pair: PreferencePair) -> int:
@@ -144,60 +118,23 @@ def _has_problems(store: TokenStore) -> bool:
     return bool(store.report["skipped_lines"] or store.report["dropped"]["template"])
 
 
-def _open_sound(folder: Path) -> TokenStore | None:
-    """The store in this folder; None where there is none, or a damaged one, which is told."""
-    if not folder.is_dir():
-        return None
+def _open_sound(path: Path) -> TokenStore | None:
+    """The store in this file; None where there is none, or a damaged one, which is warned of."""
     try:
-        return TokenStore(folder)
-    except DamagedStoreError as error:
-        if folder.is_dir():
-            warnings.warn(f"damaged token store, built again: {error}", stacklevel=3)
+        return TokenStore(path)
+    except FileNotFoundError:
         return None
-
-
-def _publish(temporary: Path, folder: Path) -> TokenStore:
-    """Move a whole store to its place, or use the sound one that another process put there."""
-    for _ in range(10):
-        try:
-            os.rename(temporary, folder)
-            sync(folder.parent)
-            return TokenStore(folder, verify=False)
-        except OSError:
-            if not folder.exists():
-                raise
-        try:
-            return TokenStore(folder)
-        except DamagedStoreError:
-            aside = folder.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
-            try:
-                os.rename(folder, aside)
-            except FileNotFoundError:
-                continue  # Another process has just moved it.
-            shutil.rmtree(aside, ignore_errors=True)
-    raise OSError(f"{folder}: cannot be replaced; is it in use, or on a disk that is full?")
-
-
-def _sweep(cache_dir: Path) -> None:
-    """Remove folders of builds that died: a live one writes far more often than once an hour."""
-    if not cache_dir.is_dir():
-        return
-    for folder in cache_dir.glob(f"{_TEMPORARY}*"):
-        try:
-            newest = max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
-        except OSError:
-            continue
-        if time.time() - newest > _STALE_SECONDS:
-            _log.info("removing what is left of a build that died: %s", folder)
-            shutil.rmtree(folder, ignore_errors=True)
+    except DamagedFileError as error:
+        warnings.warn(f"damaged token store, built again: {error}", stacklevel=3)
+        return None
 
 
 class _Builder:
     """One build: reads, tokenises in threads, writes and counts, in the order of the lines."""
 
-    def __init__(self, folder: Path, pair_tokenizer: PairTokenizer) -> None:
+    def __init__(self, writer: StoreWriter, pair_tokenizer: PairTokenizer) -> None:
+        self.writer = writer
         self.tokenizer = pair_tokenizer
-        self.writer = StoreWriter(folder)
         self.report = ReportBuilder()
         self.problems = ProblemLog()
         self.unused: list[str] = []
@@ -206,19 +143,16 @@ class _Builder:
         self, files: list[DataFile], columns: Mapping[str, str], progress: bool, workers: int
     ) -> None:
         """Tokenise all pairs."""
-        try:
-            with _progress_bar(sum(file.size for file in files), progress) as advance:
-                pairs = read_pairs(
-                    files,
-                    columns=columns,
-                    on_problem=self._add_problem,
-                    on_file=self.report.files.append,
-                    on_bytes=advance,
-                )
-                for pair, result in _in_threads(self.tokenizer, pairs, workers):
-                    self._add(pair, result)
-        finally:
-            self.writer.close()
+        with _progress_bar(sum(file.size for file in files), progress) as advance:
+            pairs = read_pairs(
+                files,
+                columns=columns,
+                on_problem=self._add_problem,
+                on_file=self.report.files.append,
+                on_bytes=advance,
+            )
+            for pair, result in _in_threads(self.tokenizer, pairs, workers):
+                self._add(pair, result)
 
     def _add_problem(self, problem: Problem) -> None:
         self.problems(problem)
@@ -233,7 +167,7 @@ class _Builder:
         else:
             self.unused.append(f"{pair.source}: dropped: {result.reason}")
 
-    def finish(self, fingerprint: str, on_error: str) -> None:
+    def finish(self, path: Path, fingerprint: str, on_error: str) -> None:
         """Complete the store, unless there are problems to stop at or no pair is left."""
         if on_error == "stop":
             self.problems.raise_if_any()
@@ -243,7 +177,7 @@ class _Builder:
             problems = reasons or [Problem(names, "holds no pair")]
             raise DataError(problems, hint="No pair is left to train on.")
         report = self.report.build(self.writer.lengths(), self.tokenizer.limits)
-        self.writer.finish(fingerprint, report, self.unused)
+        self.writer.finish(path, fingerprint, report, self.unused)
 
 
 def _in_threads(

@@ -1,49 +1,31 @@
-"""The token store: tokenised pairs on disk, read through memory maps.
+"""The token store: tokenised pairs in one file, mapped into memory.
 
-A folder `<cache_dir>/<fingerprint>` with
-
-    tokens.i32     all ids, pair by pair: prompt, chosen, rejected
-    lengths.npy    int32 (n, 3)
-    prompt_hash.npy, pair_hash.npy uint64 (n,), margins.npy, weights.npy float32 (n,)
-    sources.npy    UTF-8 bytes (n,), `dpo.jsonl:17`
-    unused.txt     every problem and dropped pair, one a line
-    meta.json      fingerprint, data report, size and SHA-256 of each file, checksum of itself
-
-It is written into a temporary folder beside its place and renamed when it is complete and on disk,
-so a folder of that name is either whole or damaged later, and damage is found when it is opened.
-Nothing is pickled.
+<cache_dir>/<fingerprint>.safetensors
+    tokens       int32 (T,), all ids, pair by pair: prompt, chosen, rejected
+    lengths      int32 (n, 3)
+    prompt_hash  uint64 (n,), pair_hash uint64 (n,)
+    margins      float32 (n,), weights float32 (n,)
+    sources      uint8 (n, width), UTF-8 of `dpo.jsonl:17`, zeros behind it
+    header       fingerprint and data report
+<cache_dir>/<fingerprint>.unused.txt      every problem and dropped pair, one a line
 """
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import json
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 
 from minimind_dpo.batch import TokenizedPair
-from minimind_dpo.disk import sha256, sync
+from minimind_dpo.data.store.sealed import DamagedFileError, read_sealed, write_sealed
+from minimind_dpo.disk import write_text
 
-FORMAT = 3
+FORMAT = 4
 """Version of the layout on disk."""
-
-_ARRAYS = {
-    "lengths": np.int32,
-    "prompt_hash": np.uint64,
-    "pair_hash": np.uint64,
-    "margins": np.float32,
-    "weights": np.float32,
-}
-_META, _TOKENS, _SOURCES, UNUSED = "meta.json", "tokens.i32", "sources.npy", "unused.txt"
-
-
-class DamagedStoreError(ValueError):
-    """A token store that is not what was written; it can be built again."""
 
 
 class ReferenceRows(Protocol):
@@ -57,7 +39,7 @@ class TokenStore:
     """Read-only sequence of `TokenizedPair`; pickles as its path, so workers map the same file.
 
     Attributes:
-        folder: Where it is.
+        path: The file.
         fingerprint: Of data, tokenizer, template, lengths and rules.
         report: The data report, plain values.
         lengths: int32 (n, 3), tokens of prompt, chosen and rejected.
@@ -67,40 +49,33 @@ class TokenStore:
         weights: float32 (n,).
     """
 
-    def __init__(self, folder: str | Path, verify: bool = True) -> None:
+    def __init__(self, path: str | Path, verify: bool = True) -> None:
         """Open a store.
 
         Args:
-            folder: Its folder.
+            path: The file.
             verify: Check every byte, not sizes alone.
 
         Raises:
-            DamagedStoreError: Naming the file and what is wrong with it.
+            DamagedFileError: Naming the file and what is wrong with it.
+            OSError: It is not there, or cannot be opened.
         """
-        self.folder = Path(folder)
-        meta = _read_meta(self.folder)
-        for name, expected in meta["files"].items():
-            _check_file(self.folder / name, expected, verify)
-        self.fingerprint: str = meta["fingerprint"]
-        self.report: dict[str, Any] = meta["report"]
-        self.lengths = self._load("lengths.npy")
-        self.prompt_hash = self._load("prompt_hash.npy")
-        self.pair_hash = self._load("pair_hash.npy")
-        self.margins = self._load("margins.npy")
-        self.weights = self._load("weights.npy")
-        self._sources = self._load(_SOURCES)
-        self._tokens = np.memmap(self.folder / _TOKENS, dtype="<i4", mode="r")
+        self.path = Path(path)
+        arrays, about = read_sealed(self.path, verify)
+        try:
+            self.fingerprint: str = about["fingerprint"]
+            self.report: dict[str, Any] = about["report"]
+            self.lengths, self._tokens = arrays["lengths"], arrays["tokens"]
+            self.prompt_hash, self.pair_hash = arrays["prompt_hash"], arrays["pair_hash"]
+            self.margins, self.weights = arrays["margins"], arrays["weights"]
+            self._sources = arrays["sources"]
+        except (KeyError, TypeError) as error:
+            raise DamagedFileError(f"{self.path}: is no token store ({error})") from error
         ends = np.cumsum(self.lengths.sum(axis=1, dtype=np.int64))
         self._starts = np.concatenate([[0], ends]).astype(np.int64)
         if self._starts[-1] != len(self._tokens):
-            raise DamagedStoreError(f"{self.folder}: lengths and tokens disagree")
+            raise DamagedFileError(f"{self.path}: lengths and tokens disagree")
         self._reference: ReferenceRows | None = None
-
-    def _load(self, name: str) -> np.ndarray:
-        try:
-            return np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DamagedStoreError(f"{self.folder / name}: {error}") from error
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -114,7 +89,7 @@ class TokenStore:
             raise IndexError(f"pair {row} of a store of {len(self)} pairs")
         row %= len(self)
         prompt, chosen, rejected = self.lengths[row].tolist()
-        # A copy, since torch warns of arrays that cannot be written to.
+        # A copy: what is written to it must not reach the next reader of the row.
         ids = np.array(self._tokens[self._starts[row] : self._starts[row + 1]], np.int32)
         return TokenizedPair(
             prompt_ids=ids[:prompt],
@@ -129,7 +104,7 @@ class TokenStore:
 
     def source(self, index: int) -> str:
         """Where a pair was read, `dpo.jsonl:17`."""
-        return bytes(self._sources[index]).decode()
+        return self._sources[index].tobytes().rstrip(b"\0").decode()
 
     @property
     def sources(self) -> list[str]:
@@ -139,7 +114,7 @@ class TokenStore:
     @property
     def unused(self) -> Path:
         """File that names every line that is not in the store, and why."""
-        return self.folder / UNUSED
+        return unused_file(self.path)
 
     def with_reference(self, reference: ReferenceRows) -> TokenStore:
         """The same store, whose pairs carry the reference's log-probs.
@@ -151,24 +126,28 @@ class TokenStore:
         return store
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _reopen, (str(self.folder), self._reference)
+        return _reopen, (str(self.path), self._reference)
 
 
-def _reopen(folder: str, reference: ReferenceRows | None) -> TokenStore:
-    store = TokenStore(folder, verify=False)
+def _reopen(path: str, reference: ReferenceRows | None) -> TokenStore:
+    store = TokenStore(path, verify=False)
     return store if reference is None else store.with_reference(reference)
 
 
+def unused_file(store: Path) -> Path:
+    """The list that lies beside a store."""
+    return store.with_suffix(".unused.txt")
+
+
 class StoreWriter:
-    """Writes a store into a folder; nothing is a store until `finish`.
+    """Collects the rows of a store.
 
     Args:
-        folder: An empty folder.
+        tokens: An open file for the ids, which may be more than memory holds.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._tokens = open(folder / _TOKENS, "wb")  # noqa: SIM115 - closed by finish and close
+    def __init__(self, tokens: IO[bytes]) -> None:
+        self._tokens = tokens
         self._lengths = array("i")
         self._prompt_hashes, self._pair_hashes = array("Q"), array("Q")
         self._margins, self._weights = array("f"), array("f")
@@ -186,60 +165,26 @@ class StoreWriter:
         self._pair_hashes.append(pair_hash)
         self._margins.append(pair.margin)
         self._weights.append(pair.weight)
-        self._sources.append(pair.source.encode("utf-8", "backslashreplace"))
+        self._sources.append(pair.source.encode())
 
     def lengths(self) -> np.ndarray:
         """int32 (n, 3), so far."""
         return np.array(self._lengths, np.int32).reshape(-1, 3)
 
-    def finish(self, fingerprint: str, report: dict[str, Any], unused: list[str]) -> None:
-        """Write what is left, with checksums, and wait until all of it is on disk."""
-        self._tokens.close()
-        hashes = (self._prompt_hashes, self._pair_hashes)
-        columns = (self.lengths(), *hashes, self._margins, self._weights)
-        for (name, kind), values in zip(_ARRAYS.items(), columns, strict=True):
-            np.save(self.folder / f"{name}.npy", np.array(values, kind), allow_pickle=False)
-        np.save(self.folder / _SOURCES, np.array(self._sources, "S"), allow_pickle=False)
-        lines = "".join(f"{line}\n" for line in unused)
-        (self.folder / UNUSED).write_text(lines, encoding="utf-8", errors="backslashreplace")
-        files = {}
-        for path in sorted(self.folder.iterdir()):
-            sync(path)
-            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        meta = {"format": FORMAT, "fingerprint": fingerprint, "report": report, "files": files}
-        written = json.dumps({**meta, "checksum": _checksum(meta)}, indent=1, ensure_ascii=False)
-        (self.folder / _META).write_text(written, encoding="utf-8")
-        sync(self.folder / _META)
-        sync(self.folder)
-
-    def close(self) -> None:
-        """Let go of the files of a store that will not be finished."""
-        self._tokens.close()
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    path = folder / _META
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-        checksum = meta.pop("checksum")
-        sound = checksum == _checksum(meta) and meta["format"] == FORMAT
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DamagedStoreError(f"{path}: {type(error).__name__}: {error}") from error
-    if not sound:
-        raise DamagedStoreError(f"{path}: its content is not what was written")
-    return meta
-
-
-def _check_file(path: Path, expected: dict[str, Any], verify: bool) -> None:
-    try:
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise DamagedStoreError(f"{path}: has {size:,} bytes, not {expected['bytes']:,}")
-        if verify and sha256(path) != expected["sha256"]:
-            raise DamagedStoreError(f"{path}: its content is not what was written")
-    except OSError as error:
-        raise DamagedStoreError(f"{path}: {error.strerror}") from error
-
-
-def _checksum(meta: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    def finish(
+        self, path: Path, fingerprint: str, report: dict[str, Any], unused: list[str]
+    ) -> None:
+        """Put the store into its place, where another process may have put the same one."""
+        self._tokens.flush()
+        sources = np.array(self._sources, "S")
+        arrays = {
+            "tokens": np.memmap(self._tokens.name, np.int32, "r"),
+            "lengths": self.lengths(),
+            "prompt_hash": np.array(self._prompt_hashes, np.uint64),
+            "pair_hash": np.array(self._pair_hashes, np.uint64),
+            "margins": np.array(self._margins, np.float32),
+            "weights": np.array(self._weights, np.float32),
+            "sources": sources.view(np.uint8).reshape(len(sources), -1),
+        }
+        write_text(unused_file(path), "".join(f"{line}\n" for line in unused))
+        write_sealed(path, arrays, {"fingerprint": fingerprint, "report": report})
