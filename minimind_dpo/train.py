@@ -14,15 +14,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from minimind_dpo.config.command_line import CommandLine, completed, read_command_line
+from minimind_dpo import launch
+from minimind_dpo.config.command_line import CommandLine, completed, quoted, read_command_line
 from minimind_dpo.config.compose import compose, primary_config
-from minimind_dpo.config.jobs import check_jobs
+from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config
 from minimind_dpo.options.problem import ConfigError
 
-FAILED, WRONG_INPUT, INTERRUPTED = 1, 2, 130
-LAUNCHER_VARIABLE = "MINIMIND_DPO_LAUNCHER"
-"""Holds the number of the process that started a further rank; set by `training.ranks`."""
+WRONG_INPUT, INTERRUPTED = 2, 130
 NOT_READ = 141
 """What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE)."""
 
@@ -40,16 +39,19 @@ def main() -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
+    launch.check_environment()
+    launch.end_with_sweep()
     line = completed(read_command_line(arguments))
+    if line.note and not line.shows and launch.rank() == 0:
+        print(line.note)
     if line.shows:
         _show(line)
     elif line.multirun:
         _sweep(line)
     else:
         config = compose(line.overrides, line.source)
-        _validate(config, _launched_world_size(), read_checkpoints=not _is_further_rank())
-        if line.note:
-            print(line.note)
+        # Ranks that torchrun or srun started look into the models themselves.
+        _validate(config, launch.world_size(), read_checkpoints=not launch.launched_by_rank())
         # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
         from minimind_dpo.run.fit import fit_from_command_line
 
@@ -60,25 +62,6 @@ def _validate(config: Config, world_size: int | None = None, read_checkpoints: b
     from minimind_dpo.config.check import validate
 
     validate(config, world_size=world_size, read_checkpoints=read_checkpoints)
-
-
-def _is_further_rank() -> bool:
-    """Whether a run on this machine started this process, once it had looked into its models.
-
-    Ranks that torchrun or SLURM started look for themselves, so that all give the same answer.
-    """
-    further = os.environ.get("LOCAL_RANK", "0") != "0"
-    return further and os.environ.get(LAUNCHER_VARIABLE) == str(os.getppid())
-
-
-def _launched_world_size() -> int | None:
-    """Processes that torchrun or SLURM started; None where Lightning starts them itself."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    # As Lightning tells a job's tasks from a shell that was opened inside a job.
-    batch = os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    tasks = os.environ.get("SLURM_NTASKS")
-    return int(tasks) if tasks and batch else None
 
 
 def _show(line: CommandLine) -> None:
@@ -104,18 +87,20 @@ def _show(line: CommandLine) -> None:
 
 
 def _sweep(line: CommandLine) -> None:
+    line = for_sweep(line)
     # Another launcher's jobs may run on another machine, with other devices and files.
-    here = not any(override.startswith("hydra/launcher=") for override in line.overrides)
-    check_jobs(line, _validate if here else None)
-    from minimind_dpo.run.sweep import SweepEnd, register_launcher
+    launchers = [text for text in line.overrides if text.startswith("hydra/launcher=")]
+    here = all(text.endswith(("=basic", "=joblib")) for text in launchers)
+    grid = Grid.read(line)
+    check_jobs(grid, line.source, _validate if here else None)
+    folder = f"hydra.sweep.dir={quoted(str(grid.folder))}"
+    line = replace(line, overrides=(*line.overrides, folder))
+    from minimind_dpo.run.sweep import run_sweep
 
-    register_launcher()
-    _through_hydra(line)
-    if SweepEnd.failed:
-        sys.exit(FAILED)
+    sys.exit(run_sweep(grid.folder, lambda: _through_hydra(line, grid.keys)))
 
 
-def _through_hydra(line: CommandLine) -> None:
+def _through_hydra(line: CommandLine, swept: frozenset[str] = frozenset()) -> None:
     import hydra
     from omegaconf import DictConfig
 
@@ -125,7 +110,7 @@ def _through_hydra(line: CommandLine) -> None:
     def task(cfg: DictConfig) -> float | None:
         from minimind_dpo.run.sweep import run_job
 
-        return run_job(cfg, line.source)
+        return run_job(cfg, line.source, swept)
 
     sys.argv[1:] = [*line.overrides, *line.flags]
     task()

@@ -18,8 +18,9 @@ from packaging.utils import canonicalize_name
 
 import minimind_dpo
 from minimind_dpo.config.check import Machine, validate
-from minimind_dpo.config.compose import CONF_DIR, compose
+from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import schema_keys
+from minimind_dpo.config.source import CONF_DIR
 from minimind_dpo.data.read.pairs import parse_record
 from minimind_dpo.objective.preference_loss import LOSSES
 

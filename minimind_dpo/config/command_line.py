@@ -20,8 +20,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
 from minimind_dpo import __version__
-from minimind_dpo.config.explain import compose_problem, key_of
-from minimind_dpo.config.schema import schema_keys
+from minimind_dpo.config.explain import compose_problem, key_of, near_key
 from minimind_dpo.config.source import SHIPPED, Source, run_folder_of
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
 
@@ -113,7 +112,7 @@ def _unknown_flag(flag: str, arguments: Sequence[str], known: Sequence[str]) -> 
     if not equals and not re.match(r"-\D|[^=]+=", following):
         value = following
     near = nearest(flag, known)
-    key = key_of(name) or (None if near else key_of(nearest(name, list(schema_keys())) or ""))
+    key = key_of(name) or (None if near else near_key(name))
     if key:
         return Problem(flag, "there is no such flag", f"Write {key}={value or 'VALUE'}")
     fix = f"Did you mean {near}?" if near else "All flags: --hydra-help."

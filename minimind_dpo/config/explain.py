@@ -37,6 +37,7 @@ OTHER_NAMES: Final[dict[str, str]] = {
 """Keys by the names that other trainers have for them."""
 
 _ADVICE: Final[dict[str, str]] = {
+    "sweep.jobs": "Jobs run at the same time with -m hydra/launcher=joblib hydra.launcher.n_jobs=N",
     "optimizer": "There is one, AdamW: its keys are optim.lr, optim.betas, optim.weight_decay.",
 }
 
@@ -69,7 +70,7 @@ def compose_problem(
         return Problem(key, str(error.__cause__).splitlines()[0], value=given.get(key, ...))
     in_file = re.match(r"In '(.+)': \w+ raised while composing config:\n(.*)", message)
     if in_file:
-        return _in_file(*in_file.groups(), message, source)
+        return _in_file(in_file.group(1), in_file.group(2), message, source)
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '([^=]+)=(.*)'", message)
     if several:
         key, values = several.groups()
@@ -92,7 +93,9 @@ def _in_file(name: str, why: str, message: str, source: Source | None) -> Proble
     """A key of a YAML file; `experiment/mine` is that file of the group."""
     file = str(source.file) if name == SETTINGS and source is not None else f"{name}.yaml"
     full_key = re.search(r"full_key: (\S+)", message)
-    key = full_key.group(1) if full_key else name
+    if full_key is None:
+        return Problem(file, why)
+    key = full_key.group(1)
     if key == name.split("/")[0] and "not in 'Config'" in why:
         fix = "Let its first line be: # @package _global_"
         return Problem(file, f"holds keys of its group alone, {key}.*, and there are none", fix)
@@ -127,7 +130,7 @@ def unknown_key(key: str, value: Any = ..., place: str = "") -> Problem:
         return Problem(key, "is chosen with a plus", f"Write -m +sweep={shown(value)}", value)
     else:
         # Hydra's own advice, to append with a plus, would not do: the schema is closed.
-        near = key_of(key) or nearest(key, [*schema_keys(), *_GROUPS])
+        near = near_key(key)
         fix = f"Did you mean {near}?" if near else "All keys: --cfg job."
     return Problem(key, f"there is no such key{place}", fix, value)
 
@@ -137,3 +140,10 @@ def key_of(name: str) -> str | None:
     keys, leaf = list(schema_keys()), name.rpartition(".")[2]
     same_leaf = [key for key in keys if key.rpartition(".")[2] == leaf]
     return name if name in keys else next(iter(same_leaf), OTHER_NAMES.get(leaf))
+
+
+def near_key(name: str) -> str | None:
+    """The key that is meant by a name that is none."""
+    keys = [*schema_keys(), *_GROUPS]
+    leaves = [key.rpartition(".")[2] for key in keys]
+    return key_of(name) or nearest(name, keys) or key_of(nearest(name, leaves) or "")

@@ -3,49 +3,105 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Final
 
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 
-from minimind_dpo.config.command_line import CommandLine, parsed
+from minimind_dpo.config.command_line import CommandLine, parsed, quoted
 from minimind_dpo.config.compose import compose, compose_hydra
 from minimind_dpo.config.schema import Config
+from minimind_dpo.config.source import SHIPPED, Source
 from minimind_dpo.options.problem import ConfigError, Problem
 
 _TRIED: Final = 16
 """Values of a key in a sweep that are composed beforehand; each takes a tenth of a second."""
 
 
-def check_jobs(line: CommandLine, check: Callable[[Config], None] | None = None) -> None:
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """A multirun.
+
+    Attributes:
+        folder: Of the sweep.
+        axes: Each override with its values, those of a chosen sweep first.
+        keys: What has another value in other jobs.
+    """
+
+    folder: Path
+    axes: tuple[list[str], ...]
+    keys: frozenset[str]
+
+    @classmethod
+    def read(cls, line: CommandLine) -> Grid:
+        """The multirun of a command line, after `for_sweep`.
+
+        Raises:
+            ConfigError: An override cannot be read, or its first value cannot be composed.
+        """
+        given = parsed(line.overrides)
+        single = [values[0] for override in given if (values := _values(override))]
+        hydra = compose_hydra(single, line.source).hydra
+        preset = hydra.sweeper.get("params") or {}
+        overrides = [*parsed([f"{key}={values}" for key, values in preset.items()]), *given]
+        axes = tuple(values for override in overrides if (values := _values(override)))
+        swept = [override.key_or_group for override in given if override.is_sweep_override()]
+        return cls(Path(hydra.sweep.dir).expanduser(), axes, frozenset([*swept, *preset]))
+
+
+def check_jobs(
+    grid: Grid, source: Source = SHIPPED, check: Callable[[Config], None] | None = None
+) -> None:
     """Refuse a multirun whose first job cannot run, or with a value that cannot be composed.
 
-    A later job that is composed and cannot run fails by itself, and is reported with the others.
+    A later job that is composed and cannot run fails by itself, and is told with the others.
 
     Args:
-        line: The command line.
+        grid: The multirun.
+        source: Files of the user's own.
         check: Raises ConfigError for a configuration that cannot run; None where that cannot be
             known here.
 
     Raises:
         ConfigError: With what is wrong.
     """
-    single = [values[0] for override in parsed(line.overrides) if (values := _values(override))]
-    preset = compose_hydra(single, line.source).hydra.sweeper.get("params") or {}
-    swept = parsed([*(f"{key}={values}" for key, values in preset.items()), *line.overrides])
-    axes = [values for override in swept if (values := _values(override))]
-    first = [values[0] for values in axes]
+    first = [values[0] for values in grid.axes]
     problems: dict[str, Problem] = {}
-    for place, values in enumerate(axes):
+    for place, values in enumerate(grid.axes):
         for value in values[place > 0 :]:  # the first job once
             try:
-                compose([*first[:place], value, *first[place + 1 :]], line.source)
+                compose([*first[:place], value, *first[place + 1 :]], source)
             except ConfigError as error:
                 problems |= {str(problem): problem for problem in error.problems}
     if problems:
         raise ConfigError(list(problems.values()))
     if check is not None:
-        check(compose(first, line.source))
+        check(compose(first, source))
+
+
+def for_sweep(line: CommandLine) -> CommandLine:
+    """With `run_dir` as the folder of the sweep, in which each job has one of its own.
+
+    Raises:
+        ConfigError: It has several values, or `resume` names a run.
+    """
+    overrides, folder = [], None
+    for override in parsed(line.overrides):
+        key = override.key_or_group
+        if key in ("run_dir", "resume") and override.is_sweep_override():
+            raise ConfigError([Problem(key, "cannot be swept: each job has a folder of its own")])
+        if key == "resume" and override.value() not in (None, "auto"):
+            fix = "Name its folder: the same command with run_dir=FOLDER runs what is left of it."
+            raise ConfigError([Problem("resume", "is for one run", fix, override.value())])
+        if key == "run_dir":
+            folder = override.value()
+        elif key != "resume":
+            overrides.append(str(override.input_line))
+    if folder is not None:
+        overrides.append(f"hydra.sweep.dir={quoted(str(folder))}")
+    return replace(line, overrides=tuple(overrides))
 
 
 def _values(override: Override) -> list[str]:

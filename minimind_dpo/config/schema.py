@@ -36,13 +36,6 @@ class ExportOptions:
 
 
 @dataclass
-class SweepOptions:
-    """How the jobs of a multirun share this machine."""
-
-    jobs: Annotated[int, COUNT] = 1
-
-
-@dataclass
 class Config:
     """The whole configuration; `compose` and `to_config` return this."""
 
@@ -55,7 +48,6 @@ class Config:
     log_level: Annotated[str, Choices("debug", "info", "warning", "error")] = "info"
     threads: Annotated[int | None, COUNT] = None
     export: ExportOptions = field(default_factory=ExportOptions)
-    sweep: SweepOptions = field(default_factory=SweepOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)
     loss: LossOptions = field(default_factory=LossOptions)

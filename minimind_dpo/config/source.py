@@ -52,12 +52,22 @@ class Source:
     file: Path | None = None
     resumed: Path | None = None
 
+    def flags(self) -> list[str]:
+        """The flags of a command line that name it."""
+        conf = [] if self.conf == CONF_DIR else ["--config-path", str(self.conf)]
+        return conf if self.file is None else [*conf, "--config", str(self.file)]
+
     def groups(self) -> dict[str, str | None]:
         """The groups of which `config.yaml` chooses a file, and which one."""
         listed: Any = OmegaConf.to_container(OmegaConf.load(self.conf / "config.yaml"))
         entries = [entry for entry in listed["defaults"] if isinstance(entry, dict)]
         chosen = {name: file for entry in entries for name, file in entry.items()}
         return {name: file for name, file in chosen.items() if not name.startswith("override ")}
+
+    def _has(self, group: str, value: Any) -> bool:
+        """Whether a value has the name of one of the group's files, as `logger` has."""
+        name = value.get("name") if isinstance(value, dict) else None
+        return isinstance(name, str) and (self.conf / group / f"{name}.yaml").is_file()
 
     def settings(self, overrides: Sequence[str]) -> dict[str, Any]:
         """The file as a configuration that Hydra can start from.
@@ -75,8 +85,12 @@ class Source:
         own = ("run_dir", "resume", "resume_with_changes") if self.resumed else ()
         content = {k: v for k, v in content.items() if k not in chosen and k not in own}
         defaults = [_as_override(entry, groups) for entry in content.pop("defaults", None) or ()]
-        words = [group for group in sorted(groups) if isinstance(content.get(group), str)]
-        defaults += [{f"override {group}": content.pop(group)} for group in words]
+        for group in sorted(groups.keys() & content.keys()):
+            if isinstance(content[group], str):
+                defaults.append({f"override {group}": content.pop(group)})
+            elif self._has(group, content[group]):
+                # Its keywords are those of that file, not of the one that config.yaml chooses.
+                defaults.append({f"override {group}": content[group]["name"]})
         base = ("config", "schema", "_self_")
         listed = [entry for entry in defaults if entry not in base]
         return {"defaults": ["config", *listed, "_self_"], **content}

@@ -8,18 +8,17 @@ left behind.
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from minimind_dpo import os_errors
+from minimind_dpo import launch, os_errors
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import ConfigError
-from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError, global_rank
+from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.resume.checkpoint_io import CheckpointSaveError, DamagedCheckpointError
 from minimind_dpo.training.resume.position import ResumeMismatchError
@@ -59,7 +58,7 @@ def supervised(
     """
     stop, ranks = StopRequest(stop_grace), RankGuard(rank_timeout)
     ranks.watch_parent()
-    stop.speaks = global_rank() == 0
+    stop.speaks = launch.rank() == 0
     stop.at_once = ranks.kill
     stop.last_words = lambda stopped: _tell(stopped, stop, ranks)
     stop.install()
@@ -89,8 +88,10 @@ def supervised(
 
 def _tell(stopped: Stopped, stop: StopRequest, ranks: RankGuard) -> None:
     """How a stopped run ended, what is saved of it, and how it goes on."""
-    if global_rank() == 0:
-        how = f". Continue it: resume=auto run_dir={ranks.folder}" if stop.saved else ""
+    if launch.rank() == 0:
+        # How a sweep goes on, it says itself.
+        goes_on = stop.saved and not launch.is_job_of_sweep()
+        how = f". Continue it: resume=auto run_dir={ranks.folder}" if goes_on else ""
         print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
         requeue(stopped.signum)
 
@@ -100,11 +101,9 @@ def requeue(signum: int) -> None:
 
     A job that was cancelled (SIGTERM) stays so, and one that is preempted is requeued by SLURM.
     """
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None or signum != getattr(signal, "SIGUSR1", None):
+    name = launch.scheduler_job()
+    if name is None or signum != getattr(signal, "SIGUSR1", None):
         return
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    name = f"{array}_{task}" if array and task else job
     try:
         done = subprocess.run(["scontrol", "requeue", name], capture_output=True, text=True)
     except OSError as error:

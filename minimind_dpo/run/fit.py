@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
+from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.report import print_data_report
@@ -57,7 +58,7 @@ from minimind_dpo.run.summary import (
     take_best_weights,
     tell_finished,
 )
-from minimind_dpo.training.distributed import RankGuard, decided, forget_failure, global_rank
+from minimind_dpo.training.distributed import RankGuard, decided, forget_failure
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import read_header
@@ -108,7 +109,7 @@ def fit(
 def _fit(
     config: Config, stop: StopRequest, ranks: RankGuard, lock: FolderLock, clock: Clock
 ) -> dict[str, Any]:
-    first = _is_first_rank()
+    first = launch.rank() == 0
     _prepare_process(config)
     tokenizer = build_tokenizer(config)
     run, data, identity, summary = _open_run(config, tokenizer, lock, first)
@@ -264,13 +265,9 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
     return {key: values[key] for prefix in kept for key in values if key.startswith(prefix)}
 
 
-def _is_first_rank() -> bool:
-    return global_rank() == 0
-
-
 def _quiet(level: str) -> None:
     """Our own messages at the asked level on the first rank; Lightning's only where they matter."""
-    shown = getattr(logging, level.upper()) if _is_first_rank() else logging.ERROR
+    shown = getattr(logging, level.upper()) if launch.rank() == 0 else logging.ERROR
     logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
     logging.getLogger("minimind_dpo").setLevel(shown)
     for name in ("lightning.pytorch", "lightning.fabric"):

@@ -15,9 +15,9 @@ import platform
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from minimind_dpo import __version__
+from minimind_dpo import __version__, launch
 from minimind_dpo.config.compose import to_yaml
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
@@ -30,7 +30,7 @@ from minimind_dpo.training.resume.position import check_belongs, differences
 
 log = logging.getLogger(__name__)
 
-RUN_VARIABLE = "MINIMIND_DPO_RUN"
+_RUN: Final = "MINIMIND_DPO_RUN"
 """Tells the ranks that the first one launches what it has decided."""
 
 
@@ -51,12 +51,12 @@ class Run:
     def to_text(self) -> str:
         """For another process."""
         checkpoint = None if self.checkpoint is None else str(self.checkpoint.absolute())
-        return json.dumps([os.getpid(), str(self.folder.absolute()), checkpoint, self.fixed])
+        return json.dumps([str(self.folder.absolute()), checkpoint, self.fixed])
 
     @classmethod
     def from_text(cls, text: str) -> Run:
         """What `to_text` wrote."""
-        _, folder, checkpoint, fixed = json.loads(text)
+        folder, checkpoint, fixed = json.loads(text)
         return cls(Path(folder), None if checkpoint is None else Path(checkpoint), fixed)
 
 
@@ -88,7 +88,7 @@ def decide_run(config: Config) -> Run:
         assert config.resume is not None
         return _resumed_from(Path(config.resume).expanduser(), folder, config.run_dir is not None)
     checkpoint = newest_valid(folder / "checkpoints") if fixed else None
-    if config.resume == "auto" or _is_requeued():
+    if config.resume == "auto" or launch.is_requeued():
         told = (
             f"resuming {checkpoint}" if checkpoint else f"nothing to resume in {folder}: starting"
         )
@@ -103,17 +103,15 @@ def decide_run(config: Config) -> Run:
 
 def _inherited() -> Run | None:
     """What the process decided that started this one as a further rank."""
-    text = os.environ.get(RUN_VARIABLE)
-    further = os.environ.get("LOCAL_RANK", "0") != "0"
-    # The parent's number tells a further rank from a run of its own in an old environment.
-    return Run.from_text(text) if text and further and json.loads(text)[0] == os.getppid() else None
+    text = os.environ.get(_RUN)
+    return Run.from_text(text) if text and launch.launched_by_rank() else None
 
 
 def _folder(config: Config) -> tuple[Path, bool]:
     if config.run_dir:
         return Path(config.run_dir).expanduser(), True
     base = Path(config.output_dir).expanduser() / "train"
-    job = _slurm_job()
+    job = launch.scheduler_job()
     if job is not None:
         return base / f"slurm-{job}_{config.name}", True
     now = datetime.datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -157,16 +155,6 @@ def _run_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
-def _slurm_job() -> str | None:
-    """Number of the scheduler's job, the same after a requeue; array jobs have their own."""
-    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def _is_requeued() -> bool:
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
-
-
 def make_folder(run: Run, lock: FolderLock, first: bool = True) -> Run:
     """Make and lock the folder on the first rank.
 
@@ -190,7 +178,8 @@ def make_folder(run: Run, lock: FolderLock, first: bool = True) -> Run:
 
 def tell_ranks(run: Run) -> None:
     """Let the ranks that this process will start know."""
-    os.environ[RUN_VARIABLE] = run.to_text()
+    launch.announce_launcher()
+    os.environ[_RUN] = run.to_text()
 
 
 def _new_folder(base: Path) -> Path:

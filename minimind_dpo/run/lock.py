@@ -12,7 +12,7 @@ import os
 import socket
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Final
 
 from minimind_dpo.disk import lock
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -30,10 +30,6 @@ class FolderLock:
     def __init__(self) -> None:
         self._file: IO[str] | None = None
         self._folder = Path()
-
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy, as launchers of sweeps make one for their jobs, holds nothing."""
-        return FolderLock().__dict__
 
     def __enter__(self) -> FolderLock:
         return self

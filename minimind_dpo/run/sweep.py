@@ -5,7 +5,8 @@ that a job starts would run the whole sweep again. So a job is `python -m minimi
 the job's overrides and a folder of the sweep as its run folder, whatever launcher starts it. Its
 objective is read from the summary it leaves there.
 
-    <output_dir>/sweeps/<name>/<n>/   a run folder, and job.json, output.txt
+    <output_dir>/sweeps/<date>_<name>/<n>/   a run folder, and job.json; output.txt where jobs run
+                                             at the same time
 """
 
 from __future__ import annotations
@@ -17,303 +18,270 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 from types import FrameType
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.plugins import Plugins
-from hydra.core.utils import JobReturn, JobStatus, setup_globals
-from hydra.experimental.callback import Callback
-from hydra.plugins.launcher import Launcher
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
+from minimind_dpo import launch
+from minimind_dpo.config.command_line import quoted
+from minimind_dpo.config.source import Source
 from minimind_dpo.disk import write_text
-from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.lock import FolderLock
+from minimind_dpo.training.options import parse_devices
 
 FAILED: Final = float("nan")
 """Objective of a job without one: search goes on, and takes it for no result."""
 
-_RANK_VARIABLES: Final = (
-    "GROUP_RANK",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "NODE_RANK",
-    "RANK",
-    "WORLD_SIZE",
-)
-_RANK_PREFIXES: Final = ("MASTER_", "MINIMIND_DPO_", "PL_", "SLURM_", "TORCHELASTIC_")
+_FAILURES: Final = ".failed"
+"""File of a sweep's folder: numbers of the jobs that failed in this launch of it."""
 
 
-def run_job(cfg: DictConfig) -> float:
-    """One job, called by any of Hydra's launchers; its validation loss, NaN if it failed."""
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    jobs = Jobs()
-    with jobs.forwarding_signals():
-        return jobs.run(folder, list(hydra.overrides.task))
+def run_sweep(folder: Path, through_hydra: Callable[[], None]) -> int:
+    """Run all jobs of a sweep in a folder that belongs to one process, and tell which are left.
 
+    Args:
+        folder: The sweep's; made if missing.
+        through_hydra: Lets Hydra call `run_job` for each job.
 
-class ProcessLauncher(Launcher):
-    """Hydra's launcher that runs `sweep.jobs` jobs at a time on this machine."""
+    Returns:
+        The exit code.
 
-    def setup(
-        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
-    ) -> None:
-        """Called by Hydra."""
-        self.hydra_context = hydra_context
-        self.config = config
-
-    def launch(
-        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
-    ) -> Sequence[JobReturn]:
-        """Run a batch of jobs; their results in order."""
-        setup_globals()
-        at_once = int(self.config.sweep.jobs)
-        jobs = Jobs(device_slots(at_once, self.config.trainer.devices), quiet=at_once > 1)
-        prepared = [
-            self._prepare(initial_job_idx + i, list(overrides))
-            for i, overrides in enumerate(job_overrides)
-        ]
-        with jobs.forwarding_signals(), ThreadPoolExecutor(at_once) as pool:
-            common = set.intersection(*(set(overrides) for overrides in job_overrides))
-            futures = [
-                pool.submit(
-                    jobs.run,
-                    folder,
-                    list(config.hydra.overrides.task),
-                    " ".join(o for o in overrides if len(job_overrides) > 1 and o not in common),
-                )
-                for overrides, (folder, config) in zip(job_overrides, prepared, strict=True)
-            ]
-            objectives = [future.result() for future in futures]
-        return [
-            JobReturn(
-                overrides=list(overrides),
-                cfg=config,
-                hydra_cfg=config,
-                working_dir=str(folder),
-                _return_value=objective,
-                status=JobStatus.COMPLETED,
-            )
-            for overrides, (folder, config), objective in zip(
-                job_overrides, prepared, objectives, strict=True
-            )
-        ]
-
-    def _prepare(self, number: int, overrides: list[str]) -> tuple[Path, DictConfig]:
-        config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-        with open_dict(config):
-            config.hydra.job.id = config.hydra.job.num = number
-        return Path(config.hydra.sweep.dir) / str(config.hydra.sweep.subdir), config
-
-
-class SweepEnd(Callback):
-    """Keeps a sweep's folder to one process, and counts the jobs that have not ended well."""
-
-    failed: ClassVar[list[str]] = []
-
-    def __init__(self) -> None:
-        self.lock = FolderLock()
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra, before any job; whatever launches them.
-
-        Raises:
-            SystemExit: With 2, if another process runs this sweep.
-        """
-        folder = Path(config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
+    Raises:
+        ConfigError: Another process runs this sweep.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with FolderLock() as lock:
+        lock.take(folder, "run_dir")
+        (folder / _FAILURES).unlink(missing_ok=True)
+        code: Any = 0
         try:
-            self.lock.take(folder, "hydra.sweep.dir")
-        except ConfigError as error:
-            print(f"Error: {error}", file=sys.stderr)
-            raise SystemExit(2) from None
-
-    def on_multirun_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Called by Hydra, in the process that runs the sweep."""
-        folder = Path(config.hydra.sweep.dir)
-        SweepEnd.failed = sweep_failures(folder)
-        if SweepEnd.failed:
-            print(
-                f"{len(SweepEnd.failed)} jobs of {folder} are unfinished: "
-                f"{', '.join(SweepEnd.failed)}. The same command runs what is left of them",
-                file=sys.stderr,
-            )
+            through_hydra()
+        except SystemExit as end:
+            code = end.code
+        except KeyboardInterrupt:
+            code = 128 + signal.SIGINT
+        unfinished = unfinished_jobs(folder)
+        if unfinished or code:
+            left = f"Unfinished jobs of {folder}: {', '.join(unfinished) or 'none'}"
+            print(f"{left}. The same command with run_dir={folder} runs what is left of the sweep")
+    return code if isinstance(code, int) and code else int(bool(unfinished or code))
 
 
-def register_launcher() -> None:
-    """Let Hydra's basic launcher run jobs in processes of their own. Repeatable."""
-    # NOTE: Hydra takes launchers from its own packages only, so this one goes by the name of the
-    # default, which would run all jobs in this process.
-    name = f"{BasicLauncher.__module__}.{BasicLauncher.__name__}"
-    Plugins.instance().class_name_to_class[name] = ProcessLauncher
+def unfinished_jobs(folder: Path) -> list[str]:
+    """Jobs of a sweep's folder that have not ended well, by number."""
+    path = folder / _FAILURES
+    failed = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+    begun = {job.parent for job in folder.glob("*/job.json")}
+    failed |= {job.name for job in begun if objective(job) is None}
+    return sorted(failed, key=lambda name: (len(name), name))
 
 
-def device_slots(at_once: int, devices: Any) -> list[str | None]:
-    """The value of CUDA_VISIBLE_DEVICES for each of the jobs that run at the same time.
+def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
+    """One job, called by any of Hydra's launchers; its validation loss, NaN if it failed.
 
-    None leaves it as it is: on a machine without GPUs, or for one job at a time. Where there are
-    fewer GPUs than jobs, several share one.
+    Args:
+        cfg: The job's configuration, without Hydra's own.
+        source: Files of the user's own that it was composed of.
+        swept: Keys that have another value in other jobs.
+    """
+    hydra = HydraConfig.get()
+    search = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
+    at_once = "joblib" in str(hydra.launcher.get("_target_"))
+    job = Job(
+        folder=Path(hydra.runtime.output_dir),
+        arguments=[*source.flags(), *search, *hydra.overrides.task],
+        own=[text for text in hydra.overrides.task if text.lstrip("+~").partition("=")[0] in swept],
+        settings="" if source.file is None else source.file.read_text(encoding="utf-8"),
+        quiet=at_once,
+        devices=devices_of_job(int(hydra.job.num), cfg.trainer.devices) if at_once else None,
+    )
+    if at_once and not _sweep_of_worker:
+        # SIGTERM passes on to the job that this process of the launcher runs.
+        _sweep_of_worker.append(os.getppid())
+        launch.watch_parent(os.getppid(), lambda: os.kill(os.getpid(), signal.SIGTERM))
+    try:
+        return job.result()
+    except OSError as error:
+        return job.failed(str(error))
+    except SystemExit:
+        if at_once and os.getppid() != _sweep_of_worker[0]:
+            os._exit(1)  # nobody is left to whom the launcher could hand an exception
+        raise
+
+
+_sweep_of_worker: Final[list[int]] = []
+"""The sweep's own process, in a process of the launcher that runs jobs at the same time."""
+
+
+def devices_of_job(number: int, devices: Any) -> str | None:
+    """CUDA_VISIBLE_DEVICES of one of the jobs that run at the same time.
+
+    Jobs take turns by their number, so where there are fewer GPUs than jobs, several share one.
+
+    Args:
+        number: The job's.
+        devices: `trainer.devices`.
+
+    Returns:
+        None leaves the variable as it is: there is no GPU, or the job names its own.
     """
     import torch
 
+    count, asked = torch.cuda.device_count(), parse_devices(devices)
+    if not count or isinstance(asked, list):
+        return None
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    there = given.split(",") if given else [str(i) for i in range(torch.cuda.device_count())]
-    if at_once == 1 or not torch.cuda.device_count():
-        return [None] * at_once
-    each = devices if isinstance(devices, int) and devices > 0 else 1
-    return [
-        ",".join(there[(slot * each + i) % len(there)] for i in range(min(each, len(there))))
-        for slot in range(at_once)
-    ]
+    names = given.split(",") if given else [str(index) for index in range(count)]
+    each = min(asked or 1, len(names))
+    return ",".join(names[(number * each + i) % len(names)] for i in range(each))
 
 
-class Jobs:
-    """Runs jobs in processes of their own, and passes signals on to them.
+@dataclass
+class Job:
+    """A run of a sweep, in a process of its own.
 
-    Args:
-        slots: CUDA_VISIBLE_DEVICES of the jobs that run at the same time.
-        quiet: Send what jobs print to `output.txt` in their folders.
+    Attributes:
+        folder: Its run folder.
+        arguments: Its command line, but for the folder.
+        own: Those of its arguments that it does not share with all other jobs.
+        settings: Content of the user's file of settings.
+        quiet: Send what it prints to `output.txt` in its folder.
+        devices: Its CUDA_VISIBLE_DEVICES; None for those of this process.
     """
 
-    def __init__(self, slots: Sequence[str | None] = (None,), quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.signum = 0
-        self._slots: SimpleQueue[str | None] = SimpleQueue()
-        for slot in slots:
-            self._slots.put(slot)
-        self._running: list[subprocess.Popen[bytes]] = []
+    folder: Path
+    arguments: list[str]
+    own: Sequence[str] = ()
+    settings: str = ""
+    quiet: bool = False
+    devices: str | None = None
 
-    def run(self, folder: Path, overrides: list[str], own: str = "") -> float:
-        """Run a job, or what is left of it, or read the result it has already.
+    @property
+    def label(self) -> str:
+        """What it is called."""
+        return f"job {self.folder.name} ({' '.join(self.own or self.arguments)})"
 
-        Args:
-            folder: The job's.
-            overrides: Its whole command line.
-            own: The part of it that other jobs do not share, to name it by.
-        """
-        label = f"job {folder.name} ({own or ' '.join(overrides)})"
-        earlier = read_json(folder / "job.json").get("overrides", overrides)
-        if earlier != overrides:
-            print(
-                f"{label} failed: {folder} holds another one ({' '.join(earlier)}). Give this "
-                "sweep a name of its own: name=NAME",
-                file=sys.stderr,
-            )
-            return FAILED
-        if (folder / "summary.json").is_file():
-            print(f"{label} was done before: val/loss {objective(folder):.6g}", flush=True)
-            return objective(folder)
-        slot = self._slots.get()
-        try:
-            if self.signum:
-                return FAILED  # not begun: nothing is left of it
-            return self._run(folder, overrides, slot, label)
-        finally:
-            self._slots.put(slot)
-
-    def _run(self, folder: Path, overrides: list[str], slot: str | None, label: str) -> float:
-        folder.mkdir(parents=True, exist_ok=True)
-        # An override that is given last wins.
-        arguments = [*overrides, f"run_dir={quoted(str(folder))}", "resume=auto"]
-        write_text(folder / "job.json", json.dumps({"overrides": overrides}))
-        environment = clean_environment(os.environ)
-        if slot is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = slot
-        started = time.monotonic()
-        with (folder / "output.txt").open("ab") as output:
-            target = output if self.quiet else None
-            process = subprocess.Popen(
-                [sys.executable, "-m", "minimind_dpo.train", *arguments],
-                env=environment,
-                stdout=target,
-                stderr=target,
-            )
-            self._running.append(process)
-            if self.signum:  # it came while the process was started
-                process.send_signal(signal.SIGTERM)
-            code = process.wait()
-        took = time.monotonic() - started
-        if code == 0:
-            value = objective(folder)
-            print(f"{label} done in {took:.0f} s: val/loss {value:.6g}", flush=True)
-            return value
-        where = f", see {folder / 'output.txt'}" if self.quiet else ""
-        print(f"{label} ended with exit code {code}{where}", file=sys.stderr, flush=True)
-        return FAILED
-
-    @contextmanager
-    def forwarding_signals(self) -> Iterator[None]:
-        """Stop jobs when this process is asked to stop, and then this process.
+    def result(self) -> float:
+        """Run it, or what is left of it, or read the result it has already.
 
         Raises:
-            SystemExit: With 130 or 143, once the jobs have saved and ended.
+            SystemExit: This process was asked to stop, and the job has ended.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        names = ("SIGTERM", "SIGINT", "SIGUSR1")
-        numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-        before = {number: signal.signal(number, self._forward) for number in numbers}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        if self.signum:
-            raise SystemExit(130 if self.signum == signal.SIGINT else 143)
+        content = {"arguments": self.arguments, "settings": self.settings}
+        path = self.folder / "job.json"
+        if path.exists() and read_json(path) != content:
+            return self.failed(f"{self.folder} holds another job. Name another run_dir")
+        before = objective(self.folder)
+        if before is not None:
+            print(f"{self.label} was done before: val/loss {before:.6g}", flush=True)
+            return before
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, json.dumps(content))
+        print(f"{self.label} begins in {self.folder}", flush=True)
+        started = time.monotonic()
+        code = self._run()
+        if code:
+            where = f", see {self.folder / 'output.txt'}" if self.quiet else ""
+            return self.failed(f"it ended with exit code {code}{where}")
+        value = objective(self.folder)
+        if value is None:
+            return self.failed(f"{self.folder / 'summary.json'} has no loss")
+        seconds = time.monotonic() - started
+        print(f"{self.label} done in {seconds:.0f} s: val/loss {value:.6g}", flush=True)
+        return value
 
-    def _forward(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = signum
+    def _run(self) -> int:
+        # An override that is given last wins.
+        arguments = [*self.arguments, f"run_dir={quoted(str(self.folder))}", "resume=auto"]
+        environment = launch.job_environment()
+        if self.devices is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = self.devices
+        output = (self.folder / "output.txt").open("ab") if self.quiet else None
+        with passing_signals() as start:
+            process = start(
+                [sys.executable, "-m", "minimind_dpo.train", *arguments],
+                env=environment,
+                stdout=output,
+                stderr=output,
+            )
+            code = process.wait()
+        if output is not None:
+            output.close()
+        return code
+
+    def failed(self, why: str) -> float:
+        """Say and note that it failed."""
+        print(f"{self.label} failed: {why}", file=sys.stderr, flush=True)
+        with (self.folder.parent / _FAILURES).open("a", encoding="utf-8") as file:
+            file.write(f"{self.folder.name}\n")
+        return FAILED
+
+
+@contextmanager
+def passing_signals() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Stop the process that is started inside when this one is asked to stop, and then this one.
+
+    Yields:
+        `subprocess.Popen`, to be called once.
+
+    Raises:
+        SystemExit: With 130 or 143, once the process has ended.
+    """
+    running: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        asked.append(signum)
         # Ctrl-C reaches all processes of a terminal by itself, and a second one would be "at once".
-        passed = signal.SIGTERM if signum == signal.SIGINT else signum
-        for process in self._running:
+        for process in running:
             if process.poll() is None:
-                process.send_signal(passed)
+                process.send_signal(signal.SIGTERM if signum == signal.SIGINT else signum)
+
+    def start(*args: Any, **keywords: Any) -> subprocess.Popen[bytes]:
+        running.append(subprocess.Popen(*args, **keywords))
+        if asked:  # it came while the process was started
+            running[0].send_signal(signal.SIGTERM)
+        return running[0]
+
+    if threading.current_thread() is not threading.main_thread():
+        yield start
+        return
+    names = ("SIGTERM", "SIGINT", "SIGUSR1")
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    before = {number: signal.signal(number, pass_on) for number in numbers}
+    try:
+        yield start
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked:
+        raise SystemExit(130 if asked[0] == signal.SIGINT else 143)
 
 
-def objective(folder: Path) -> float:
-    """A finished job's validation loss; its training loss where nothing was validated."""
+def objective(folder: Path) -> float | None:
+    """A finished job's validation loss, or its training loss where nothing was validated.
+
+    Returns:
+        None where its summary is missing, broken or has neither.
+    """
     summary = read_json(folder / "summary.json")
     for part in ("val", "train"):
-        value = summary.get(part, {}).get("loss")
-        if value is not None:
+        losses = summary.get(part) if isinstance(summary, dict) else None
+        value = losses.get("loss") if isinstance(losses, dict) else None
+        if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
-    return FAILED
+    return None
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none, or something else."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
+        return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}
-
-
-def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment in which a job is no rank of anything."""
-    return {
-        name: value
-        for name, value in environment.items()
-        if name not in _RANK_VARIABLES and not name.startswith(_RANK_PREFIXES)
-    }
-
-
-def quoted(text: str) -> str:
-    """A value in Hydra's override grammar, whatever characters it has."""
-    escaped = text.replace("'", "\\'")
-    return f"'{escaped}'"
-
-
-def sweep_failures(folder: Path) -> list[str]:
-    """Jobs of a sweep folder that have not ended well, by name."""
-    jobs = sorted(path.parent for path in folder.glob("*/job.json"))
-    return [job.name for job in jobs if not (job / "summary.json").is_file()]
+        return None

@@ -28,36 +28,19 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 
+from minimind_dpo import launch
+from minimind_dpo.training.options import parse_devices
+
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
 FIRST_FAILURE: Final = ".first-failure"
 _GRACE: Final = 10.0
-_PARENT: Final = "MINIMIND_DPO_LAUNCHER"  # `train` reads it before it imports torch
 
 
 class RanksDisagreeError(ValueError):
     """Ranks of one run were started with different settings."""
-
-
-def global_rank() -> int:
-    """This process's rank by what launchers tell; 0 where there is none."""
-    if "RANK" in os.environ:
-        return int(os.environ["RANK"])
-    # srun's variables are also there for a batch script's own, single process.
-    if "SLURM_NTASKS" in os.environ and "SLURM_PROCID" in os.environ:
-        return int(os.environ["SLURM_PROCID"])
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    # On a second machine, Lightning knows the rank only later; it is not the first in any case.
-    return local if os.environ.get("NODE_RANK", "0") == "0" else max(1, local)
-
-
-def launched_world_size() -> int | None:
-    """Processes that torchrun or srun started; None where nobody but Lightning starts any."""
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["WORLD_SIZE"])
-    return SLURMEnvironment().world_size() if SLURMEnvironment.detect() else None
 
 
 def decided(decide: Callable[[], _T], timeout: float) -> _T:
@@ -66,10 +49,10 @@ def decided(decide: Callable[[], _T], timeout: float) -> _T:
     Raises:
         Exception: What `decide` raised on rank 0, on all of them.
     """
-    if (launched_world_size() or 1) == 1:
+    if (launch.world_size() or 1) == 1:
         return decide()
     outcome: tuple[Any, Exception | None] = (None, None)
-    if global_rank() == 0:
+    if launch.rank() == 0:
         try:
             outcome = decide(), None
         except (ValueError, OSError) as error:  # wrong input, or a folder that cannot be made
@@ -84,18 +67,17 @@ def _share(value: Any, timeout: float) -> Any:
     """Rank 0's value on all ranks."""
     if not torch.distributed.is_initialized():
         slurm = SLURMEnvironment()
-        if "TORCHELASTIC_RUN_ID" not in os.environ:
+        if not launch.started_by_torchrun():
             # Both put what they find into the environment, where torch looks for it.
             _ = slurm.main_address, slurm.main_port
         cuda = torch.cuda.is_available()
         if cuda:
-            local = os.environ.get("LOCAL_RANK") or os.environ["SLURM_LOCALID"]
-            torch.cuda.set_device(int(local))
+            torch.cuda.set_device(launch.local_rank())
         torch.distributed.init_process_group(
             "cpu:gloo,cuda:nccl" if cuda else "gloo",
             timeout=timedelta(seconds=timeout),
-            rank=global_rank(),
-            world_size=launched_world_size() or 1,
+            rank=launch.rank(),
+            world_size=launch.world_size() or 1,
         )
     shared = [value]
     torch.distributed.broadcast_object_list(shared, src=0)
@@ -104,9 +86,8 @@ def _share(value: Any, timeout: float) -> Any:
 
 def make_strategy(name: str, devices: Any, num_nodes: int, timeout: float) -> str | Strategy:
     """Lightning's strategy of that name, whose ranks wait for each other for `timeout` seconds."""
-    if devices in ("auto", -1, "-1"):
-        devices = torch.cuda.device_count()
-    count = len(devices) if isinstance(devices, list) else int(devices)
+    asked = parse_devices(devices)
+    count = len(asked) if isinstance(asked, list) else asked or torch.cuda.device_count()
     if name == "auto" and count * num_nodes > 1:
         name = "ddp"
     registered = StrategyRegistry.get(name) if name in StrategyRegistry else None
@@ -168,18 +149,9 @@ class RankGuard:
 
     def watch_parent(self) -> None:
         """End this rank when the process that started it is gone (Lightning's launcher only)."""
-        parent = os.environ.get(_PARENT)
-        further = os.environ.get("LOCAL_RANK", "0") != "0"
-        if parent is None or not further or int(parent) != os.getppid():
-            os.environ[_PARENT] = str(os.getpid())
-            return
-
-        def look() -> None:
-            while os.getppid() == int(parent):
-                time.sleep(0.5)
-            os._exit(1)
-
-        threading.Thread(target=look, daemon=True, name="watch-launcher").start()
+        if launch.launched_by_rank():
+            launch.watch_parent(os.getppid(), lambda: os._exit(1))
+        launch.announce_launcher()
 
     def watch_children(self, trainer: L.Trainer) -> None:
         """Look after the ranks that Lightning's launcher will start, in its place."""
@@ -208,7 +180,7 @@ class RankGuard:
             error: What ended this rank.
             text: What to say; the traceback where None.
         """
-        rank = global_rank()
+        rank = launch.rank()
         claimed = self._claim(rank)
         lost = self._lost_children() if claimed is None else ""
         if claimed is not None and claimed != rank:

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from minimind_dpo import train
-from minimind_dpo.config.command_line import check_jobs, read_command_line
-from minimind_dpo.config.compose import compose
+from minimind_dpo import __version__, train
+from minimind_dpo.config.command_line import read_command_line
+from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config
-from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.options.problem import ConfigError
 
 
 @pytest.mark.parametrize(
     ("typed", "overrides", "flags"),
     [
-        ("-m a=1 b=2", ["a=1", "b=2"], ["-m"]),
-        ("a=1,2 -m b=2", ["a=1,2", "b=2"], ["-m"]),
-        ("a=1 --cfg job b=2 --package loss", ["a=1", "b=2"], ["--cfg", "job", "--package", "loss"]),
-        ("a=1 --config-dir=mine", ["a=1"], ["--config-dir=mine"]),
+        ("-m a=1 b=2", ["a=1", "b=2"], ["--multirun"]),
+        ("a=1,2 -m b=2", ["a=1,2", "b=2"], ["--multirun"]),
+        ("a=1 --cfg job b=2 -p loss", ["a=1", "b=2"], ["--cfg", "job", "--package", "loss"]),
+        ("a=1 --info", ["a=1"], ["--info", "all"]),
         ("~a +b=-1", ["~a", "+b=-1"], []),
+        ("a=1 --config-dir=.", ["a=1", "hydra.searchpath=['file://{here}']"], []),
     ],
 )
 def test_flags_are_told_from_overrides_wherever_they_stand(
     typed: str, overrides: list[str], flags: list[str]
 ) -> None:
     line = read_command_line(typed.split())
-    assert (list(line.overrides), list(line.flags)) == (overrides, flags)
-    assert line.multirun == ("-m" in flags)
-    assert line.shows == ("--cfg" in flags)
+    assert list(line.overrides) == [text.format(here=Path.cwd()) for text in overrides]
+    assert list(line.flags) == flags
+    assert line.multirun == ("--multirun" in flags)
+    assert bool(line.shows) == bool({"--cfg", "--info"} & set(flags))
 
 
 WRONG = [
@@ -43,6 +46,9 @@ WRONG = [
     ("=1", "=1 names no key"),
     ("logger=tensorbord", "logger=tensorbord: there is no such file. Available options"),
     ("--multirn", "--multirn: there is no such flag. Did you mean --multirun?"),
+    ("--beta=0.2", "--beta: there is no such flag. Write loss.beta=0.2"),
+    ("--learning-rate", "--learning-rate: there is no such flag. Write optim.lr=VALUE"),
+    ("--bta", "--bta: there is no such flag. Write loss.beta=VALUE"),
 ]
 
 
@@ -68,81 +74,128 @@ def test_wrong_arguments_end_with_two_and_their_name_under_every_flag(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_flag_that_is_a_key_is_told_how_to_write_it() -> None:
+    for words in (["--beta", "0.2", "seed=1"], ["seed=1", "--beta", "0.2"]):
+        with pytest.raises(ConfigError, match=r"Write loss\.beta=0\.2$"):
+            read_command_line(words)
+    with pytest.raises(ConfigError, match=r"Write optim\.lr=VALUE$"):
+        read_command_line(["--lr", "seed=1"])
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("+sweep=beta seed=1", "Add -m: python -m minimind_dpo.train -m +sweep=beta"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib: is for several jobs"),
+        ("hydra.run.dir=x", "hydra.run.dir=x: is for several jobs"),
+        ("--resolve", "--resolve: is for what --cfg prints"),
+        ("--package loss", "--package: is for what --cfg prints"),
+        ("--experimental-rerun x", "needs files that this program does not write"),
+        ("-m resume=runs/a", "resume=runs/a: is for one run. Name its folder: the same command"),
+        ("-m run_dir=a,b", "run_dir: cannot be swept"),
+        ("-m sweep=beta", "sweep=beta: is chosen with a plus. Write -m +sweep=beta"),
+    ],
+)
+def test_what_would_be_accepted_and_ignored_is_refused(
+    typed: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["minimind-dpo", *typed.split()])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--version", f"minimind_dpo {__version__}\n"),
+        ("--hydra-help", "== Flags =="),
+        ("--hydra-help model.path=x", "== Flags =="),
+        ("--help", "trainer.max_epochs"),
+        # Without a model these are the defaults of the real job, as --help has them.
+        ("--cfg job --package optim", "lr: 5.0e-07"),
+        ("--cfg job --package model", "path: ???"),
+        ("--info defaults", ""),
+    ],
+)
+def test_what_is_printed_is_of_this_program_and_of_no_run(
+    flags: str,
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["minimind-dpo", *flags.split()])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 0
+    assert text in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tab_completes_keys(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+    line = "minimind-dpo loss.be"
+    monkeypatch.setenv("COMP_LINE", line)
+    monkeypatch.setenv("COMP_POINT", str(len(line)))
+    monkeypatch.setattr("sys.argv", ["minimind-dpo", "-sc", "query=bash"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 0
+    assert capfd.readouterr().out.split() == ["loss.beta="]
+
+
+def grid(*words: str) -> Grid:
+    return Grid.read(for_sweep(read_command_line(["-m", *words])))
+
+
 def test_every_value_of_a_sweep_is_composed_before_its_first_job() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_jobs(["loss.beta=0.1,abc", "seed=1,x,2", "trainer.max_epochs=range(1,4)"])
-    told = str(caught.value)
-    assert len(caught.value.problems) == 2
-    assert "Value 'abc'" in told
-    assert "Value 'x'" in told
-    check_jobs(["loss.beta=choice(0.1,0.2)", "logger=glob(*)", "+sweep=beta"])
+        check_jobs(grid("loss.beta=0.1,abc", "seed=1,x,2", "trainer.max_epochs=range(1,4)"))
+    assert [str(problem).split(":")[0] for problem in caught.value.problems] == [
+        "loss.beta=abc",
+        "seed=x",
+    ]
+    check_jobs(grid("loss.beta=choice(0.1,0.2)", "logger=glob(*)", "+sweep=beta"))
+    # Of many values, some: each takes a tenth of a second.
+    assert [len(values) for values in grid("seed=range(0,500)").axes] == [16]
 
 
-def test_a_sweep_is_refused_where_none_of_its_jobs_can_run() -> None:
-    tried = []
+def test_a_sweep_is_refused_where_its_first_job_cannot_run() -> None:
+    tried: list[float] = []
 
-    def check(config: object) -> None:
-        tried.append(config.loss.beta)  # type: ignore[attr-defined]
-        if config.loss.beta < 0:  # type: ignore[attr-defined]
+    def check(config: Config) -> None:
+        tried.append(config.loss.beta)
+        if config.loss.beta < 0:
             raise ConfigError([])
 
-    check_jobs(["loss.beta=-1,0.1,-2"], check)
-    assert tried == [-1, 0.1]
+    check_jobs(grid("loss.beta=0.1,-1"), check=check)
     with pytest.raises(ConfigError):
-        check_jobs(["loss.beta=-1,-2"], check)
-    tried.clear()
-    check_jobs(["+sweep=beta"], check)
-    assert tried == [0.05]
-    # The middle of what a search draws from: its ends may never be drawn.
-    check_jobs(["loss.beta=interval(-1,3)"], check)
-    assert tried[-1] == 1.0
+        check_jobs(grid("loss.beta=-1,0.1"), check=check)
+    check_jobs(grid("+sweep=beta"), check=check)
+    # A search draws from between two ends, and may never draw these.
+    check_jobs(grid("loss.beta=interval(-1,3)"), check=check)
+    assert tried == [0.1, -1, 0.05, 1.0]
+    batches: list[int] = []
+    whole = grid("data.batch_size=int(interval(1,8))")
+    check_jobs(whole, check=lambda config: batches.append(config.data.batch_size))
+    assert batches == [4]
 
 
-def test_a_large_sweep_is_refused_for_what_all_of_its_jobs_share_alone() -> None:
-    def check(config: Config) -> None:
-        wrong = [key for key in ("path", "tokenizer") if getattr(config.model, key) == "bad"]
-        problems = [Problem(f"model.{key}", "is bad") for key in wrong]
-        if config.loss.beta < 0:
-            problems.append(Problem("loss.beta", "is negative", value=config.loss.beta))
-        if problems:
-            raise ConfigError(problems)
-
-    seeds = "seed=range(0,17)"
-    check_jobs(["model.path=bad,good", seeds], check)
-    check_jobs(["loss.beta=-1,0.1,-2", "model.path=bad,good", "seed=range(0,40)"], check)
-    # None of the jobs that are tried can run, each for another reason: one of the rest may.
-    check_jobs([f"loss.beta={','.join(map(str, range(-17, 2)))},-1"], check)
-    with pytest.raises(ConfigError) as caught:
-        check_jobs(["model.path=bad", "model.tokenizer=bad,good", seeds], check)
-    assert [problem.key for problem in caught.value.problems] == ["model.path"]
-    # Small enough to try all of it: what neither end can be, what lies between them can.
-    check_jobs(["loss.beta=-3,1,-2"], check)
-    with pytest.raises(ConfigError):
-        check_jobs(["loss.beta=range(-3,0)"], check)
-
-
-def test_whole_numbers_that_a_search_draws_are_tried_with_a_whole_number() -> None:
-    tried = []
-    check_jobs(
-        ["data.batch_size=int(interval(1,8))"], lambda config: tried.append(config.data.batch_size)
-    )
-    assert tried == [4]
-
-
-def test_of_a_long_sweep_a_few_values_are_composed(monkeypatch: pytest.MonkeyPatch) -> None:
-    composed: list[list[str]] = []
-
-    def count(job: Sequence[str]) -> Config:
-        composed.append(list(job))
-        return compose(job)
-
-    monkeypatch.setattr("minimind_dpo.config.command_line.compose", count)
-    check_jobs(["seed=range(0,500)"])
-    assert composed == [["seed=0"], ["seed=499"]]
-    composed.clear()
-    check_jobs([f"seed={','.join(map(str, range(500)))}"])
-    assert len(composed) == 16
-    assert composed[-1] == ["seed=499"]
+def test_a_sweep_has_a_dated_folder_or_the_one_that_is_given() -> None:
+    dated = r"outputs/sweeps/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_beta"
+    preset = grid("+sweep=beta", "seed=1,2", "loss.type=ipo")
+    assert re.fullmatch(dated, preset.folder.as_posix())
+    assert preset.keys == {"loss.beta", "seed"}
+    assert grid("+sweep=beta", "run_dir='a b'", "resume=auto").folder == Path("a b")
+    assert grid("+sweep=beta", "hydra.sweep.dir=c").folder == Path("c")
 
 
 def test_modes_that_exclude_each_other_are_named() -> None:

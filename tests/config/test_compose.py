@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import subprocess
 import sys
 
@@ -12,14 +13,10 @@ from hydra import initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo.config.compose import (
-    CONF_DIR,
-    apply_default_experiment,
-    compose,
-    from_yaml,
-    register_schemas,
-)
+from minimind_dpo.config.compose import compose, register_schemas
+from minimind_dpo.config.explain import OTHER_NAMES
 from minimind_dpo.config.schema import Config, schema_keys
+from minimind_dpo.config.source import CONF_DIR
 from minimind_dpo.options.problem import ConfigError
 
 
@@ -44,11 +41,20 @@ from minimind_dpo.options.problem import ConfigError
         ("optim.betas=[a,b]", "optim.betas=[a,b]: Value 'a' of type 'str'"),
         ("logger=tb", "Available options in 'logger': csv none swanlab tensorboard wandb."),
         ("logger.options.flush=1", "keyword: +logger.options.flush=1"),
-        ("loss=1", "command line: Config group override must be a string or a list. Got int."),
+        ("loss=1", "loss=1: takes the name of one file of this group. For example: loss=default"),
+        ("model=[1,2]", "model=[1,2]: takes the name of one file of this group."),
+        ("logger=[null]", "logger=[null]: takes the name of one file of this group."),
+        ("logger=[csv,wandb]", "logger=[csv,wandb]: takes the name of one file of this group."),
+        ("model.config='${seed}'", "model.config: cannot be resolved (Cannot assign int"),
+        ("optim.betas='${seed}'", "optim.betas: cannot be resolved (Invalid value assigned"),
+        ("trainer.gpus=1", "trainer.gpus=1: there is no such key. Did you mean trainer.devices?"),
+        ("optimizer=adam", "There is one, AdamW: its keys are optim.lr"),
+        ("sweep=beta", "sweep=beta: is chosen with a plus. Write -m +sweep=beta"),
+        ("sweep.jobs=2", "-m hydra/launcher=joblib hydra.launcher.n_jobs=N"),
         ("~seed", "seed: was deleted."),
         ("name=${nowhere}", "name: cannot be resolved (Interpolation key 'nowhere' not found)."),
         ("seed", "missing EQUAL"),
-        ("loss.beta=0.1,0.2", "To sweep over it, add --multirun"),
+        ("loss.beta=0.1,0.2", "loss.beta=0.1,0.2: is several values. Add -m for one job each;"),
     ],
 )
 def test_a_wrong_override_is_named(override: str, message: str) -> None:
@@ -59,11 +65,11 @@ def test_a_wrong_override_is_named(override: str, message: str) -> None:
 
 def test_one_spelling_reaches_the_program_for_each_value() -> None:
     config = compose(
-        ["data.train=a.jsonl", "loss.type=hinge", "loss.weights=2", "trainer.precision=bf16"]
+        ["data.train=a.jsonl", "loss.type=dpo", "loss.weights=2", "trainer.precision=bf16"]
     )
     assert config.data.train == ["a.jsonl"]
     assert config.data.val == []
-    assert config.loss.type == ("hinge",)
+    assert config.loss.type == ("sigmoid",)  # DPO's own loss, by its other name
     assert config.loss.weights == (2,)
     assert config.trainer.precision == "bf16-mixed"
     assert [compose([f"trainer.precision={p}"]).trainer.precision for p in (16, 32, 64)] == [
@@ -86,7 +92,9 @@ def test_folders_are_left_to_this_program() -> None:
         cfg = hydra_compose("config", ["name=two", "hydra.job.num=3"], return_hydra_config=True)
         hydra = cfg.hydra
         assert (hydra.run.dir, hydra.output_subdir, hydra.job.chdir) == (".", None, False)
-        assert (hydra.sweep.dir, hydra.sweep.subdir) == ("outputs/sweeps/two", "3")
+        dated = r"outputs/sweeps/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_two"
+        assert re.fullmatch(dated, hydra.sweep.dir)
+        assert hydra.sweep.subdir == "3"
         assert hydra.job_logging.root is None
 
 
@@ -104,44 +112,9 @@ def test_help_names_every_choice_that_ships() -> None:
             assert path.stem in text
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        ["model.path=x"],
-        ["++data.train=x"],
-        ["experiment=hf"],
-        ["+experiment=hf"],
-        ["model=mine"],
-        ["data=mine"],
-        ["--config-dir", "mine"],
-        ["--config-name=mine"],
-        ["-cn", "mine"],
-        ["loss.beta=1", "data.train=[a,b]"],
-    ],
-)
-def test_the_demo_is_not_added_where_something_is_named(overrides: list[str]) -> None:
-    assert apply_default_experiment(overrides) == overrides
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        [],
-        ["loss.beta=0.2"],
-        ["-m", "+sweep=beta"],
-        ["--cfg", "job"],
-        ["data.val=x"],
-        ["model.dtype=float64"],
-    ],
-)
-def test_the_demo_is_added_where_nothing_is_named(overrides: list[str]) -> None:
-    assert apply_default_experiment(overrides) == [*overrides, "experiment=demo"]
-
-
-@pytest.mark.parametrize("text", ["loss: 3", "a: [", "- 1", "loss: {bta: 1}"])
-def test_a_damaged_saved_configuration_is_refused(text: str) -> None:
-    with pytest.raises(ConfigError):
-        from_yaml(text)
+def test_names_of_other_trainers_lead_to_keys_that_there_are() -> None:
+    assert set(OTHER_NAMES.values()) <= set(schema_keys())
+    assert not set(OTHER_NAMES) & {key.rpartition(".")[2] for key in schema_keys()}
 
 
 def test_configuration_answers_without_torch() -> None:

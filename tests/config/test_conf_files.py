@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from minimind_dpo.config.compose import CONF_DIR, compose, find_conf, from_yaml, to_yaml
+from minimind_dpo.config.compose import compose, to_yaml
 from minimind_dpo.config.schema import Config, schema_keys
+from minimind_dpo.config.source import CONF_DIR, Source, find_conf
 from minimind_dpo.objective.losses.divergences import DIVERGENCES
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.options.limits import keys_of
@@ -128,7 +129,9 @@ def test_experiment_notebook_has_the_notebook_s_numbers() -> None:
 
 def test_a_resolved_configuration_reads_back_as_it_was(files: list[str]) -> None:
     config = compose(["experiment=minimind3", "model.config.num_attention_heads=4", *files])
-    assert from_yaml(to_yaml(config)) == config
+    file = Path("config.yaml")
+    file.write_text(to_yaml(config), encoding="utf-8")
+    assert compose((), Source(file=file)) == config
 
 
 def test_conf_is_found_inside_a_package_first_and_beside_it_else(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_a_key_that_nobody_reads_would_be_found() -> None:
     tree = ast.parse(
         "def f(config, other):\n"
         "    lora, data = config.model.lora, other.data\n"
-        "    print(lora.r, data.train, config.loss.beta, self.config.sweep.jobs)\n"
+        "    print(lora.r, data.train, config.loss.beta, self.config.export.hf)\n"
     )
-    assert {"model.lora.r", "loss.beta", "sweep.jobs"} <= keys_read(tree)
+    assert {"model.lora.r", "loss.beta", "export.hf"} <= keys_read(tree)
     assert not {"data.train", "model.lora.alpha"} & keys_read(tree)

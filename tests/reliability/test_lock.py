@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from omegaconf import OmegaConf
 
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.lock import LOCK_FILE, FolderLock
-from minimind_dpo.run.sweep import SweepEnd
+from minimind_dpo.run.sweep import run_sweep
 
 HOLDER = """
 import os, sys, time
@@ -74,33 +72,14 @@ def test_two_runs_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
         assert second.held
 
 
-def test_a_started_sweep_can_be_sent_to_the_processes_of_its_jobs(
-    tmp_path: Path,
-) -> None:
-    end = SweepEnd()
-    end.on_multirun_start(OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}}))
-    with end.lock:
-        copy = pickle.loads(pickle.dumps(end))
-        assert end.lock.held
-        assert not copy.lock.held
-        copy.lock.release()
-        with FolderLock() as other, pytest.raises(ConfigError):
-            other.take(tmp_path, "run_dir")
-
-
 @pytest.mark.skipif(os.name == "nt", reason="forks")
-def test_a_sweep_folder_belongs_to_one_process(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config = OmegaConf.create({"hydra": {"sweep": {"dir": str(tmp_path)}}})
+def test_a_sweep_folder_belongs_to_one_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, start_new_session=True
     ) as holder:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(SystemExit) as ended:
-            SweepEnd().on_multirun_start(config)
-        assert ended.value.code == 2
-        assert f"hydra.sweep.dir={tmp_path}: is in use" in capsys.readouterr().err
+        with pytest.raises(ConfigError, match=f"run_dir={tmp_path}: is in use"):
+            run_sweep(tmp_path, lambda: None)
         os.killpg(holder.pid, signal.SIGKILL)

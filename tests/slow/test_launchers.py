@@ -110,20 +110,20 @@ SHORT = ["trainer.max_epochs=1", "trainer.limit_train_batches=6", "trainer.val_c
 
 
 def test_a_grid_runs_each_job_once_whatever_its_devices_and_failures(cli: Any) -> None:
-    args = ["-m", *SHORT, "sweep.jobs=2", "name=grid"]
+    args = ["-m", *SHORT, "run_dir=grid"]
     grid = ["trainer.devices=1,2", "loss.beta=0.1,-1"]
     code, text = cli.run(*args, *grid)
-    sweep = cli.folder / "outputs" / "sweeps" / "grid"
+    sweep = cli.folder / "grid"
     jobs = jobs_of(sweep)
     assert code == 1, text
     assert sorted(jobs) == ["0", "1", "2", "3"]
     assert [bool(jobs[n]) for n in "0123"] == [True, False, True, False]
-    assert "2 jobs" in text
-    assert "1, 3" in text
-    assert "loss.beta=-1.0 must be above 0" in (sweep / "1" / "output.txt").read_text()
+    assert "Unfinished jobs of grid: 1, 3. The same command with run_dir=grid" in text
+    assert "loss.beta=-1.0: must be above 0" in text
+    assert not (sweep / "0" / "output.txt").exists()  # it went to the terminal
     # Two ranks see twice the pairs of one, each of them once.
     assert (jobs["0"]["pairs_seen"], jobs["2"]["pairs_seen"]) == (12, 24)
-    assert not (cli.folder / "outputs" / "train").exists()
+    assert not list((cli.folder / "outputs").glob("[!c]*"))  # the cache alone
     # The same again runs only what failed.
     code, text = cli.run(*args, *grid)
     assert code == 1
@@ -131,21 +131,38 @@ def test_a_grid_runs_each_job_once_whatever_its_devices_and_failures(cli: Any) -
     # Other jobs do not mix with these.
     code, text = cli.run(*args, "loss.beta=0.2")
     assert code == 1
-    assert "holds another one" in text
+    assert "holds another job" in text
     assert jobs_of(sweep)["0"] == jobs["0"]
 
 
-def test_a_stopped_sweep_stops_its_jobs_and_goes_on_later(cli: Any) -> None:
-    args = ["-m", "trainer.max_epochs=30", "name=stopped", "loss.beta=0.1,0.2", "sweep.jobs=1"]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_s_jobs_end_with_it_however_it_ends(cli: Any, number: signal.Signals) -> None:
+    args = ["-m", "trainer.max_epochs=30", "run_dir=stopped", "loss.beta=0.1,0.2"]
     process = cli.start(*args)
-    sweep = cli.folder / "outputs" / "sweeps" / "stopped"
+    sweep = cli.folder / "stopped"
     end = time.monotonic() + 120
     while not list(sweep.glob("0/checkpoints/step-*.ckpt")) and time.monotonic() < end:
         time.sleep(0.05)
-    process.kill(signal.SIGTERM)
-    assert process.wait() == 143, process.text()
+    process.kill(number)
+    assert process.wait() == (143 if number == signal.SIGTERM else -number), process.text()
     assert process.survivors() == []
     assert list(jobs_of(sweep)) == ["0"]
+    # The job has saved where it stood, and only the sweep says how it goes on.
+    text = process.text()
+    assert "The run was stopped by SIGTERM. Everything up to step" in text
+    if number == signal.SIGTERM:
+        assert "Continue it" not in text
+        assert "Unfinished jobs of stopped: 0. The same command with run_dir=stopped" in text
+
+
+def test_sweeps_of_one_name_have_folders_of_their_own(cli: Any) -> None:
+    for _ in range(2):
+        code, text = cli.run("-m", *SHORT, "loss.beta=0.1")
+        assert code == 0, text
+        time.sleep(1)
+    sweeps = list((cli.folder / "outputs" / "sweeps").iterdir())
+    assert len(sweeps) == 2
+    assert all(jobs_of(sweep)["0"] for sweep in sweeps)
 
 
 @pytest.mark.parametrize("launcher", ["optuna", "joblib", "submitit_local"])
@@ -169,10 +186,10 @@ def test_other_launchers_and_search_run_each_job_once(cli: Any, launcher: str) -
         "submitit_local": ["hydra/launcher=submitit_local", "loss.beta=0.1,0.2"],
     }[launcher]
     process = module(
-        cli, "minimind_dpo.train", "-m", *cli.base, *SHORT, f"name={launcher}", *choice
+        cli, "minimind_dpo.train", "-m", *cli.base, *SHORT, f"run_dir={launcher}", *choice
     )
     text, _ = process.communicate(timeout=400)
-    jobs = jobs_of(cli.folder / "outputs" / "sweeps" / launcher)
+    jobs = jobs_of(cli.folder / launcher)
     assert process.returncode == (1 if launcher == "joblib" else 0), text
     assert [bool(job) for job in jobs.values()] == {
         "optuna": [True, True],

@@ -1,0 +1,132 @@
+"""Ranks, worlds and jobs are told alike by the command line, by Lightning and by its launchers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from lightning.fabric.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies import DDPStrategy
+
+from minimind_dpo import launch, train
+from minimind_dpo.training.distributed import make_strategy
+
+JOB = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
+SHELL = {**JOB, "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_JOB_NAME": "interactive"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "RANK": "5", "LOCAL_RANK": "1"}
+LIGHTNING = {"WORLD_SIZE": "4", "LOCAL_RANK": "2", "NODE_RANK": "0"}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Of no launcher."""
+    for name in set(os.environ) - set(launch.job_environment()):
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("variables", "rank", "local_rank", "world", "job"),
+    [
+        ({}, 0, 0, None, None),
+        (LIGHTNING, 2, 2, None, None),
+        ({"NODE_RANK": "1"}, 1, 0, None, None),
+        (TORCHRUN, 5, 1, 8, None),
+        ({**JOB, "SLURM_JOB_NAME": "dpo"}, 3, 1, 4, "77"),
+        ({**JOB, **TORCHRUN}, 5, 1, 8, "77"),
+        ({**JOB, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "2"}, 3, 1, 4, "70_2"),
+        # In a shell that was opened in a job, Lightning starts the ranks.
+        (SHELL, 0, 0, None, None),
+        ({**SHELL, **LIGHTNING}, 2, 2, None, None),
+        ({**SHELL, "SLURM_JOB_NAME": "bash", "LOCAL_RANK": "3"}, 3, 3, None, None),
+    ],
+)
+def test_a_process_knows_its_place_from_its_launcher(
+    variables: dict[str, str],
+    rank: int,
+    local_rank: int,
+    world: int | None,
+    job: str | None,
+    environment: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        environment.setenv(name, value)
+    launch.check_environment()
+    assert (launch.rank(), launch.local_rank()) == (rank, local_rank)
+    assert (launch.world_size(), launch.scheduler_job()) == (world, job)
+    assert launch.started_by_srun() == SLURMEnvironment.detect()
+
+
+@pytest.mark.parametrize("text", ["", "abc", "-1", "1.5", "2(x3)"])
+def test_variables_that_are_no_numbers_are_named(
+    text: str, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SLURM_NTASKS", "RANK", "SLURM_RESTART_COUNT"):
+        environment.setenv(name, text)
+    environment.setattr("sys.argv", ["minimind-dpo", "experiment=demo"])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert "3 problems" in told
+    assert f"SLURM_NTASKS={text}: in the environment must be a whole number." in told
+
+
+def test_only_a_rank_that_this_run_started_leaves_models_to_the_one_before_it(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    environment.setenv("MINIMIND_DPO_LAUNCHER", str(os.getppid()))
+    assert not launch.launched_by_rank()
+    environment.setenv("LOCAL_RANK", "1")
+    assert launch.launched_by_rank()
+    environment.setenv("MINIMIND_DPO_LAUNCHER", "1")  # torchrun's, in the shell of another run
+    assert not launch.launched_by_rank()
+
+
+def test_a_job_of_a_sweep_is_no_rank_of_the_process_that_starts_it(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    before = dict(os.environ)
+    for name in (*TORCHRUN, *JOB, *LIGHTNING, "MASTER_ADDR", "PL_GLOBAL_SEED", "MINIMIND_DPO_RUN"):
+        environment.setenv(name, "1")
+    environment.setenv("HF_ENDPOINT", "https://mirror")
+    assert launch.job_environment() == {
+        **before,
+        "HF_ENDPOINT": "https://mirror",
+        "MINIMIND_DPO_SWEEP": str(os.getpid()),
+    }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="parents are not told so on Windows")
+def test_a_job_ends_with_the_process_that_started_it() -> None:
+    job = "import time; from minimind_dpo import launch; launch.end_with_sweep(); time.sleep(60)"
+    sweep = (
+        "import subprocess, sys, time; from minimind_dpo import launch\n"
+        f"job = subprocess.Popen([sys.executable, '-c', {job!r}], env=launch.job_environment())\n"
+        "print(job.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", sweep], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        time.sleep(1)
+        os.kill(pid, 0)
+        process.kill()
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the job is still there")
+
+
+@pytest.mark.parametrize(
+    ("devices", "kind"),
+    [("0,2", DDPStrategy), ("1,", str), ("2", DDPStrategy), ([0, 1], DDPStrategy), (1, str)],
+)
+def test_devices_that_pass_the_checks_make_a_strategy(devices: object, kind: type) -> None:
+    assert type(make_strategy("auto", devices, 1, 60)) is kind
