@@ -74,6 +74,20 @@ def test_the_export_loads_with_equal_logits_in_both_forms(finished: Path) -> Non
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
 
 
+def test_the_model_card_tells_data_settings_numbers_and_how_to_load(finished: Path) -> None:
+    card = (finished / "export" / "README.md").read_text()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert "`preferences.jsonl`: 1500 pairs were trained on, 200 were held out" in card
+    assert "3 optimizer steps; 48 pairs were seen." in card
+    assert "| `loss.type` | sigmoid |" in card
+    assert f"| loss | 0.6931 | {summary['val']['loss']:.4f} |" in card
+    assert 'AutoModelForCausalLM.from_pretrained("FOLDER")' in card
+    assert "--weight dpo --hidden_size 128 --num_hidden_layers 4\n" in card  # dpo_128.pth
+    # Nothing of this machine, and no licence that the project could not know.
+    assert str(finished.parent) not in card
+    assert "\nlicense:" not in card
+
+
 def test_curves_samples_and_the_configuration_are_kept(finished: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

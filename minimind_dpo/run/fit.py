@@ -35,6 +35,7 @@ from minimind_dpo.run.build import (
     build_trainer,
 )
 from minimind_dpo.run.exit import supervised
+from minimind_dpo.run.export_weights import export_weights, write_model_card
 from minimind_dpo.run.folder import (
     Run,
     check_identity,
@@ -51,7 +52,6 @@ from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.run.summary import (
     SUMMARY,
     Clock,
-    export_weights,
     finished,
     set_summary_aside,
     summarise,
@@ -144,6 +144,7 @@ def _fit(
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
         summary["weights"]["demo"] = module.current_step
+    write_model_card(config, policy, summary, run.folder)
     write_json(summary, run.folder / SUMMARY)
     log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / SUMMARY}")
     if config.logger.name == "tensorboard":

@@ -1,4 +1,4 @@
-"""What a finished run leaves: exported weights and the numbers of its summary."""
+"""The numbers that a finished run leaves, and whether a run has finished."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ import lightning as L
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
-from minimind_dpo.models.lora import has_adapters, save_and_merge_adapters
 from minimind_dpo.run.folder import Run, versions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
@@ -60,8 +58,12 @@ def finished(config: Config, run: Run) -> dict[str, Any] | None:
     summary = dict(json.loads(path.read_text(encoding="utf-8")))
     of_this_state = summary["steps"] == read_header(run.checkpoint)["step"]
     exported = summary.get("exported")
-    whole = exported is not None and all((run.folder / name).is_file() for name in exported)
+    whole = exported is not None and all(_holds(run.folder / name) for name in exported)
     return summary if of_this_state and whole else None
+
+
+def _holds(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
 
 
 def set_summary_aside(folder: Path) -> None:
@@ -96,25 +98,6 @@ def _bounds(config: Config, run: Run) -> list[str]:
         f"trainer.max_epochs={trainer.max_epochs}": (trainer.max_epochs, state["epochs"]),
     }
     return [name for name, (most, done) in bounds.items() if most is not None and 0 < most <= done]
-
-
-def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[str]:
-    """Write `export/`, and `adapters/` where there are any; the model is a plain one after it.
-
-    Returns:
-        A file of each form that was asked for, by which to see that it is there.
-    """
-    folder = run_dir / "export"
-    written: list[Path] = []
-    if has_adapters(policy.model):
-        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / "adapters", policy.home)
-    if config.export.hf:
-        save_hf(policy.model, policy.tokenizer, folder, dialect=policy.dialect)
-        written.append(folder / "config.json")
-    if config.export.native and policy.dialect.generation is not None:
-        native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
-        written.append(native)
-    return [path.relative_to(run_dir).as_posix() for path in written]
 
 
 def take_best_weights(trainer: L.Trainer, module: DPOModule) -> bool:

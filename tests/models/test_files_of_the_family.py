@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from golden_support import Golden
 from torch import Tensor
 
 from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_native
 
-from .conftest import Golden, tiny_tokenizer, v2_state
+from .conftest import tiny_tokenizer, v2_state
 
 HEADS = {"num_attention_heads": 4}
 LAYER = "model.layers.0.self_attn.q_proj"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_support import Golden
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
 
-from .conftest import Golden, tiny_tokenizer
+from .conftest import tiny_tokenizer
 
 TRAP = "open('RAN', 'w').close(); raise SystemExit('code of the folder ran')"
 
