@@ -102,12 +102,9 @@ def _share(value: Any, timeout: float) -> Any:
     return shared[0]
 
 
-def make_strategy(name: str, devices: Any, num_nodes: int, timeout: float) -> str | Strategy:
+def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
     """Lightning's strategy of that name, whose ranks wait for each other for `timeout` seconds."""
-    if devices in ("auto", -1, "-1"):
-        devices = torch.cuda.device_count()
-    count = len(devices) if isinstance(devices, list) else int(devices)
-    if name == "auto" and count * num_nodes > 1:
+    if name == "auto" and world_size > 1:
         name = "ddp"
     registered = StrategyRegistry.get(name) if name in StrategyRegistry else None
     if not isinstance(registered, DDPStrategy):
