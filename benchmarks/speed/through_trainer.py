@@ -37,7 +37,7 @@ class _Pairs(PreferenceDataModule):
             [],
             val_fraction=0,
             progress=False,
-            loader=LoaderOptions(batch_size=request.batch_size, shuffle=False),
+            loader=LoaderOptions(batch_size=request.batch_size, shuffle=False, num_workers=0),
         )
         self.train_store = open_store(request.store)
         self._rows = np.array([*request.warmup, *request.rows], dtype=np.int64)
@@ -78,7 +78,7 @@ def through_trainer(request: Request, clock: Clock) -> Run:
         PrecomputedReference(batch_tokens=request.batch_tokens, progress=False),
         LossOptions(beta=request.beta),
         optimizer=OptimizerOptions(lr=request.lr),
-        schedule=ScheduleOptions("constant", warmup_ratio=0.0),
+        schedule=ScheduleOptions("constant", warmup_steps=0),
     )
     timed = _Timed(clock)
     trainer = L.Trainer(

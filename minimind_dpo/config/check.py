@@ -23,6 +23,7 @@ from minimind_dpo.models.options import model_problems, path_problems
 from minimind_dpo.options.limits import limit_problems, value_at
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.training.options import (
+    end_problems,
     logger_problems,
     parse_devices,
     schedule_problems,
@@ -86,6 +87,7 @@ def validate(
         *loss_problems(config.loss),
         *schedule_problems(config.schedule),
         *trainer_problems(config.trainer),
+        *end_problems(config.trainer, config.schedule),
         *logger_problems(config.logger),
         *evaluate_problems(config.evaluate),
         *judge_problems(config.judge),

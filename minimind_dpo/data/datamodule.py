@@ -27,6 +27,7 @@ from minimind_dpo.data.batches.step_plan import (
     accumulation_for,
     carry_over,
 )
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.problems import DataError, Problem
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.store.reference_logps import ReferenceCache
@@ -53,15 +54,15 @@ class LoaderOptions:
         seed: Seed of the order.
     """
 
-    batch_size: int = 8
-    layout: str = "prefix_shared"
-    pad_to_max_length: bool = False
-    max_tokens_per_batch: int | None = None
-    shuffle: bool = True
-    drop_last: bool = False
-    num_workers: int = 0
-    pin_memory: bool | None = None
-    seed: int = 0
+    batch_size: int = DataOptions.batch_size
+    layout: str = DataOptions.layout
+    pad_to_max_length: bool = DataOptions.pad_to_max_length
+    max_tokens_per_batch: int | None = DataOptions.max_tokens_per_batch
+    shuffle: bool = DataOptions.shuffle
+    drop_last: bool = DataOptions.drop_last
+    num_workers: int = DataOptions.num_workers
+    pin_memory: bool | None = DataOptions.pin_memory
+    seed: int = 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +127,12 @@ class PreferenceDataModule(L.LightningDataModule):
         train: Sequence[str],
         val: Sequence[str] = (),
         *,
-        val_fraction: float | None = None,
+        val_fraction: float | None = DataOptions.val_fraction,
         columns: Mapping[str, str] | None = None,
-        cache_dir: str = "outputs/cache",
-        on_error: str = "stop",
+        cache_dir: str = DataOptions.cache_dir,
+        on_error: str = DataOptions.on_error,
         loader: LoaderOptions | None = None,
-        tokenize_workers: int | None = None,
+        tokenize_workers: int | None = DataOptions.tokenize_workers,
         progress: bool = True,
     ) -> None:
         super().__init__()

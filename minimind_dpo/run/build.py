@@ -21,6 +21,7 @@ from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.run.folder import Run, flat
+from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.callbacks.notebook_report import MicroBatchReport
 from minimind_dpo.training.callbacks.progress import make_progress
 from minimind_dpo.training.callbacks.samples import SampledAnswers
@@ -292,17 +293,19 @@ def build_callbacks(
 
 
 def build_trainer(
-    config: Config, callbacks: list[Callback], loggers: list[Logger], run_dir: Path
+    config: Config,
+    plan: RunPlan,
+    callbacks: list[Callback],
+    loggers: list[Logger],
+    run_dir: Path,
 ) -> L.Trainer:
     """Lightning's Trainer with the configured keywords."""
     keywords = dict(vars(config.trainer))
     keywords["enable_progress_bar"] = True  # ours; a silent one where none is wanted
     keywords["strategy"] = make_strategy(
-        keywords["strategy"],
-        keywords["devices"],
-        keywords["num_nodes"],
-        config.guard.rank_timeout,
+        keywords["strategy"], plan.division.world_size, config.guard.rank_timeout
     )
+    keywords["log_every_n_steps"] = plan.log_every
     # ValidationSchedule has what was configured; it decides between optimizer steps.
     keywords |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
     keywords["plugins"] = [AtomicCheckpointIO()]

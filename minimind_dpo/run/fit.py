@@ -49,6 +49,7 @@ from minimind_dpo.run.folder import (
 from minimind_dpo.run.judging import Judge
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
+from minimind_dpo.run.plan import RunPlan, print_plan
 from minimind_dpo.run.summary import (
     SUMMARY,
     Clock,
@@ -112,7 +113,7 @@ def _fit(
     first = launch.rank() == 0
     _prepare_process(config)
     tokenizer = build_tokenizer(config)
-    run, data, identity, summary = _open_run(config, tokenizer, lock, first)
+    run, data, plan, identity, summary = _open_run(config, tokenizer, lock, first)
     if summary is not None:
         return summary
     if run.checkpoint is not None:
@@ -122,8 +123,11 @@ def _fit(
     log.info(f"Policy: {policy.describe()}")
     module = build_module(config, policy, build_reference(config, progress=first), data)
     callbacks = build_callbacks(config, policy, run.folder, belongs=identity, stop=stop)
-    trainer = build_trainer(config, callbacks, build_loggers(config, run, first), run.folder)
+    loggers = build_loggers(config, run, first)
+    trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
+    if first:
+        print_plan(plan, config, trainer, policy.model, console)
     log.info(f"Run folder: {run.folder}")
     judged = Judge(config, policy) if config.callbacks.judge == "demo" and first else None
     before = _start(trainer, module, data, run)
@@ -168,22 +172,24 @@ def _prepare_process(config: Config) -> None:
 
 def _open_run(
     config: Config, tokenizer: PreTrainedTokenizerBase, lock: FolderLock, first: bool
-) -> tuple[Run, PreferenceDataModule, dict[str, Any], dict[str, Any] | None]:
+) -> tuple[Run, PreferenceDataModule, RunPlan, dict[str, Any], dict[str, Any] | None]:
     """Read the data, and only when it is sound and fits what is resumed, make the run's folder.
 
     Returns:
-        The run, its data, what its checkpoints belong to, and its summary if it has finished.
+        The run, its data and plan, what its checkpoints belong to, and its summary if it has
+        finished.
     """
     timeout = config.guard.rank_timeout
     run = decided(lambda: claim_run(config, lock), timeout)
     data = build_datamodule(config, tokenizer, progress=first)
     data.prepare_data()
     _check_margins(config, data)
+    plan = RunPlan.of(config, data)
     identity = check_identity(config, data, run)
     summary = finished(config, run)
     if summary is not None:
         tell_finished(config, run, summary)
-        return run, data, identity, summary
+        return run, data, plan, identity, summary
     run = decided(lambda: make_folder(run, lock, first), timeout)
     tell_ranks(run)
     if first:
@@ -191,7 +197,7 @@ def _open_run(
         forget_failure(run.folder)
         set_summary_aside(run.folder)
         print_data_report(data, console)
-    return run, data, identity, None
+    return run, data, plan, identity, None
 
 
 def _start(

@@ -29,7 +29,6 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 
 from minimind_dpo import launch
-from minimind_dpo.training.options import parse_devices
 
 log = logging.getLogger(__name__)
 
@@ -84,11 +83,9 @@ def _share(value: Any, timeout: float) -> Any:
     return shared[0]
 
 
-def make_strategy(name: str, devices: Any, num_nodes: int, timeout: float) -> str | Strategy:
+def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
     """Lightning's strategy of that name, whose ranks wait for each other for `timeout` seconds."""
-    asked = parse_devices(devices)
-    count = len(asked) if isinstance(asked, list) else asked or torch.cuda.device_count()
-    if name == "auto" and count * num_nodes > 1:
+    if name == "auto" and world_size > 1:
         name = "ddp"
     registered = StrategyRegistry.get(name) if name in StrategyRegistry else None
     if not isinstance(registered, DDPStrategy):

@@ -21,6 +21,9 @@ from torch import nn
 
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 
+WARMUP_RATIO = 0.1
+"""Share of the steps that warm up where nothing is given; what DPO recipes use."""
+
 
 def make_optimizer(
     model: nn.Module, options: OptimizerOptions, *, allow_fused: bool = True
@@ -61,7 +64,7 @@ def schedule_factor(
         # An optimizer step happens at the rate that its window's last micro-batch was given.
         total = micro_batches or total_steps * accumulate
         return lambda step: notebook_factor((step + 1) * accumulate - 1, total)
-    warmup = options.warmup_steps or round(options.warmup_ratio * total_steps)
+    warmup = warmup_steps(options, total_steps)
     floor, span = options.min_lr_ratio, max(1, total_steps - warmup)
 
     def factor(step: int) -> float:
@@ -75,6 +78,14 @@ def schedule_factor(
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def warmup_steps(options: ScheduleOptions, total_steps: int) -> int:
+    """Optimizer steps of linear warmup in a run of `total_steps`."""
+    if options.warmup_steps is not None:
+        return options.warmup_steps
+    share = WARMUP_RATIO if options.warmup_ratio is None else options.warmup_ratio
+    return round(share * total_steps)
 
 
 def notebook_factor(micro_batch: int, total: int) -> float:

@@ -153,14 +153,14 @@ class ScheduleOptions:
 
     Attributes:
         name: The curve; `training.optim` has the formulas.
-        warmup_steps: Optimizer steps of linear warmup.
-        warmup_ratio: The same as a share of all steps; used where warmup_steps is 0.
+        warmup_steps: Optimizer steps of linear warmup; None for `warmup_ratio`.
+        warmup_ratio: The same as a share of all steps; None for a tenth.
         min_lr_ratio: Floor of cosine and linear as a share of the peak learning rate.
     """
 
     name: Annotated[str, Choices("cosine", "linear", "constant", "notebook")] = "cosine"
-    warmup_steps: Annotated[int, NOT_NEGATIVE] = 0
-    warmup_ratio: Annotated[float, SHARE] = 0.1
+    warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None
+    warmup_ratio: Annotated[float | None, SHARE] = None
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1
 
 
@@ -213,7 +213,7 @@ class TrainerOptions:
     ] = 0.25
     check_val_every_n_epoch: Annotated[int | None, COUNT] = 1
     num_sanity_val_steps: Annotated[int, Range(-1)] = 0
-    log_every_n_steps: Annotated[int, COUNT] = 10
+    log_every_n_steps: Annotated[int | None, COUNT] = None
     enable_progress_bar: bool = True
     enable_model_summary: bool = False
     accumulate_grad_batches: Annotated[int, COUNT] = 1
@@ -333,14 +333,27 @@ _FIXED: Final[dict[str, tuple[Any, str, str]]] = {
 
 def schedule_problems(options: ScheduleOptions) -> Iterator[Problem]:
     """Warmup given twice, or where there can be none."""
-    if options.warmup_steps > 0 and options.warmup_ratio > 0:
+    if options.warmup_steps is not None and options.warmup_ratio:
         why = f"excludes schedule.warmup_ratio={options.warmup_ratio:g}"
-        fix = "Set one of them to 0."
-        yield Problem("schedule.warmup_steps", why, fix, options.warmup_steps)
+        yield Problem("schedule.warmup_steps", why, "Give one of them.", options.warmup_steps)
     for key in ("warmup_steps", "warmup_ratio"):
-        if options.name == "notebook" and getattr(options, key) > 0:
+        if options.name == "notebook" and (getattr(options, key) or 0) > 0:
             why = f"has no warmup, but schedule.{key} is above 0"
             yield Problem("schedule.name", why, f"Set schedule.{key}=0.", "notebook")
+
+
+def end_problems(trainer: TrainerOptions, schedule: ScheduleOptions) -> Iterator[Problem]:
+    """A schedule that counts to an end in a run that has none but its time."""
+    if any(bound not in (None, -1) for bound in (trainer.max_epochs, trainer.max_steps)):
+        return
+    if schedule.name != "constant":
+        why = "counts to the last step, which trainer.max_time does not tell"
+        fix = "Give trainer.max_epochs or trainer.max_steps, or use schedule.name=constant."
+        yield Problem("schedule.name", why, fix, schedule.name)
+    elif schedule.warmup_ratio:
+        why = "is a share of the steps, whose number trainer.max_time does not tell"
+        fix = "Give schedule.warmup_steps instead."
+        yield Problem("schedule.warmup_ratio", why, fix, schedule.warmup_ratio)
 
 
 def trainer_problems(options: TrainerOptions) -> Iterator[Problem]:

@@ -115,7 +115,7 @@ def test_experiment_notebook_has_the_notebook_s_numbers() -> None:
     assert (data.num_workers, data.pin_memory, data.shuffle) == (1, True, False)
     assert trainer.accumulate_grad_batches == 8
     assert (trainer.gradient_clip_val, trainer.gradient_clip_algorithm) == (1.0, "norm")
-    assert (schedule.name, schedule.warmup_steps, schedule.warmup_ratio) == ("notebook", 0, 0.0)
+    assert (schedule.name, schedule.warmup_steps, schedule.warmup_ratio) == ("notebook", 0, None)
     assert trainer.log_every_n_steps == config.callbacks.micro_batches.log_every == 100
     assert config.callbacks.checkpoint.every_n_steps == 100
     assert config.callbacks.micro_batches.export_every == 100

@@ -24,7 +24,6 @@ CHANGED: dict[str, Any] = {
     "max_epochs": 1,
     "val_check_interval": 0.25,
     "num_sanity_val_steps": 0,
-    "log_every_n_steps": 10,
     "enable_progress_bar": True,
     "enable_model_summary": False,
     "gradient_clip_val": 1.0,

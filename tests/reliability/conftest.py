@@ -110,7 +110,7 @@ class Toy:
             self.files[:1],
             self.files[1:],
             cache_dir=str(self.folder / "cache"),
-            loader=LoaderOptions(**{"batch_size": 2, "seed": 3, **self.loader}),
+            loader=LoaderOptions(**{"batch_size": 2, "seed": 3, "num_workers": 0, **self.loader}),
             progress=False,
         )
 

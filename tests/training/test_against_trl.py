@@ -53,7 +53,7 @@ def run_sixteen_steps(
         models[0],
         OnlineReference(models[1]),
         optimizer=OptimizerOptions(lr=config["learning_rate"], eps=config["eps"]),
-        schedule=ScheduleOptions("constant", warmup_ratio=0.0),
+        schedule=ScheduleOptions("constant", warmup_steps=0),
     )
     collate = Collator(layout, max_length=config["max_length"])
     lengths = [[len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)] for p in pairs]

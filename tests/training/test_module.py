@@ -195,7 +195,7 @@ def test_a_likelihood_term_is_finite_in_validation(tmp_path: Path) -> None:
         [str(PREFERENCES)],
         [str(HELD_OUT)],
         cache_dir=str(tmp_path),
-        loader=LoaderOptions(batch_size=16),
+        loader=LoaderOptions(batch_size=16, num_workers=0),
         progress=False,
     )
     module = DPOModule(policy.model, None, LossOptions(type=("sft",)))

@@ -157,10 +157,8 @@ class StepSampler(Sampler[MicroBatch]):
         whole = self.limit is None and not self.drop_last
         if (whole and (steps is None or steps >= an_epoch)) or epochs is steps is None:
             return np.sort(self.rows)
-        bounds = [
-            bound for bound in (steps, None if epochs is None else an_epoch * epochs) if bound
-        ]
-        left = min(bounds, default=0)
+        bounds = (steps, None if epochs is None else an_epoch * epochs)
+        left = min((bound for bound in bounds if bound is not None), default=0)
         seen: set[int] = set()
         for epoch in range(math.ceil(left / max(an_epoch, 1))):
             for rank in self.plan(epoch):

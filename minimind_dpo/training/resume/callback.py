@@ -8,7 +8,7 @@ run again by a run that resumes from it, so that neither a step nor a point of a
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
@@ -35,6 +35,9 @@ from minimind_dpo.training.resume.position import (
     use_new_learning_rate,
 )
 from minimind_dpo.training.signals import StopRequest
+
+KEPT: Final = 2
+"""Resume states kept: the newest, and the one before it for when that is damaged."""
 
 
 def make_checkpoints(
@@ -81,7 +84,7 @@ class ResumeCheckpoint(Checkpoint):
         folder: Where to save.
         every_n_steps: Optimizer steps between saves beside those before each validation and at
             the end; 0 for these alone; None to save at a signal only.
-        keep: States kept: the newest and those before it, for when it is damaged.
+        keep: How many of the newest states stay.
         belongs: What the states belong to; kept in each of them.
         stop: Set by signal handlers.
         accept_changes: Resume where a step is spread so that no position is exact, too.
@@ -95,7 +98,7 @@ class ResumeCheckpoint(Checkpoint):
         folder: Path,
         every_n_steps: int | None = 0,
         *,
-        keep: int = 2,
+        keep: int = KEPT,
         belongs: dict[str, Any] | None = None,
         stop: StopRequest | None = None,
         accept_changes: bool = False,
