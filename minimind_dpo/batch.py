@@ -34,6 +34,8 @@ class PreferencePair:
         tools: Function signatures for the chat template, if the file has any.
         margin: Extra reward gap this pair asks for (the `margin` column), in nats of reward.
         weight: Weight of this pair's loss (the `weight` column), 1 for all by default.
+        template_options: Variables of the chat template for this pair alone (the
+            `chat_template_kwargs` column).
     """
 
     prompt: tuple[Message, ...] | str
@@ -43,6 +45,7 @@ class PreferencePair:
     tools: tuple[dict[str, Any], ...] | None = None
     margin: float = 0.0
     weight: float = 1.0
+    template_options: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES
+from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
 
 SMALL = (
     "trainer.max_steps=3",
@@ -211,3 +212,36 @@ def test_the_numbers_are_of_the_weights_that_are_exported(tmp_path: Path) -> Non
     assert list(losses) == ["0", "1", "2", "3"]
     assert summary["val"]["loss"] == losses["1"]
     assert summary["val_last"]["loss"] == losses["3"]
+
+
+def test_a_base_model_trains_on_plain_text_and_samples_from_it(tmp_path: Path) -> None:
+    """No chat template, and nothing said of one: the run's own prompts are continued."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "base")
+    LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+        )
+    ).save_pretrained(tmp_path / "base")
+    rows = [{"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": "0"} for n in range(1, 60)]
+    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("model.path=base", "data.train=plain.jsonl", "trainer.accelerator=cpu", *SMALL)
+    result = run(tmp_path, *command, "data.num_workers=0", "run_dir=run")
+    assert result.returncode == 0, result.stdout + result.stderr
+    samples = (tmp_path / "run" / "samples.md").read_text()
+    prompts = set(re.findall(r"^\*\*(.*)\*\*$", samples, flags=re.M))
+    assert len(prompts) == 4
+    assert prompts <= {row["prompt"] for row in rows}
+    turns = {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "turns.jsonl").write_text(json.dumps({**turns, "rejected": turns["chosen"]}))
+    result = run(tmp_path, "model.path=base", "data.train=turns.jsonl")
+    assert result.returncode == 2
+    assert "turns.jsonl:1 has turns or tools, which need a chat template" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -14,11 +14,13 @@ from typing import Literal
 from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
+from minimind_dpo.data.tokenize.chat import Chat
+from minimind_dpo.data.tokenize.special_tokens import RenderError
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import need_tokenizer
-from minimind_dpo.options.problem import Problem
+from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.training.resume.checkpoint_io import DamagedCheckpointError, read_header
 
 
@@ -41,6 +43,8 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
             tokenizer = need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
         except CheckpointError as error:
             yield _problem("model.tokenizer", error)
+        else:
+            yield from _chat_problems(config, tokenizer)
     if not any(key.startswith("model.") and key != "model.tokenizer" for key in known):
         try:
             _check_policy(config, tokenizer)
@@ -53,6 +57,24 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
             yield _problem("reference.path", error)
     if "resume" not in known:
         yield from _resume_problems(config.resume)
+
+
+def _chat_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
+    """Of the chat template, and of prompts that are to be answered with it."""
+    try:
+        chat = Chat(tokenizer, **config.data.chat())
+    except ConfigError as error:
+        yield from error.problems
+        return
+    samples = config.callbacks.samples
+    for text in (samples.prompts or []) if samples.enabled else []:
+        try:
+            chat.render_prompt(chat.question(text))
+        except RenderError as error:
+            yield Problem("callbacks.samples.prompts", str(error), value=text)
+    if config.callbacks.judge == "demo" and not chat.has_template:
+        why = "asks the demo's questions, for which there is no chat template"
+        yield Problem("callbacks.judge", why, "Set callbacks.judge=none.", "demo")
 
 
 def _resume_problems(resume: str | None) -> Iterator[Problem]:

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from minimind_dpo.config.explain import compose_problem, unknown_key
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.config.source import PACKAGE_DIR, SETTINGS, SHIPPED, Source
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.models.options import ModelOptions
 from minimind_dpo.options.problem import ConfigError, Problem
 
@@ -49,8 +50,11 @@ def register_schemas() -> None:
 def _schema() -> DictConfig:
     node = OmegaConf.structured(Config)
     node.model = ModelOptions
-    # `model.config.num_attention_heads=4` has to work without a `+`: its keys are the model's own.
+    node.data = DataOptions
+    # `model.config.num_attention_heads=4` has to work without a `+`: its keys are the model's own,
+    # and those of the template's options are the template's.
     OmegaConf.set_struct(node.model.config, False)
+    OmegaConf.set_struct(node.data.template_options, False)
     return node
 
 

@@ -260,6 +260,22 @@ class PreferenceDataModule(L.LightningDataModule):
             val = self.val_sampler().visited(1)
         return [np.union1d(train, val)] if len(self.stores) == 1 else [train, val]
 
+    def some_prompts(self, count: int) -> list[list[int]]:
+        """Token ids of a few different prompts, held out from training where any are.
+
+        Args:
+            count: How many at most; they are spread evenly over the data.
+        """
+        held_out = self.val_store is not None and len(self.val_rows) > 0
+        store = self.val_store if held_out else self.train_store
+        rows = self.val_rows if held_out else self.train_rows
+        assert store is not None
+        # By hash, since several pairs may have the same prompt.
+        first = np.sort(np.unique(store.prompt_hash[rows], return_index=True)[1])
+        number = min(count, len(first))
+        spread = rows[first[np.arange(number) * len(first) // max(number, 1)]]
+        return [store[int(row)].prompt_ids.tolist() for row in spread]
+
     def train_sampler(self, division: Division | None = None) -> StepSampler:
         """The plan of training on a rank.
 

@@ -15,6 +15,7 @@ from minimind_dpo.options.limits import (
     NOT_NEGATIVE,
     SHARE,
     Choices,
+    Form,
     Range,
     as_list,
     is_word,
@@ -22,6 +23,9 @@ from minimind_dpo.options.limits import (
 from minimind_dpo.options.problem import Problem
 
 LAYOUTS: Final = ("prefix_shared", "packed", "padded")
+_TEMPLATE: Final = Form(
+    is_word, "auto, none, the name of one of the tokenizer's templates, or a file that holds one"
+)
 
 
 @dataclass
@@ -34,6 +38,7 @@ class ColumnOptions:
     rejected: str | None = None
     system: str | None = None
     tools: str | None = None
+    chat_template_kwargs: str | None = None
     margin: str | None = None
     weight: str | None = None
 
@@ -57,7 +62,9 @@ class DataOptions:
     max_length: Annotated[int, Range(2)] = 1024
     max_prompt_length: Annotated[int | None, COUNT] = None
     max_completion_length: Annotated[int | None, COUNT] = None
-    chat_template: Annotated[str, Choices("auto", "none")] = "auto"
+    chat_template: Annotated[str, _TEMPLATE] = "auto"
+    template_options: dict[str, Any] = field(default_factory=dict)
+    text_as_turns: bool = False
     empty_think: Annotated[str, Choices("keep", "remove")] = "keep"
     on_error: Annotated[str, Choices("stop", "skip")] = "stop"
     shuffle: bool = True
@@ -71,6 +78,11 @@ class DataOptions:
         if self.train != MISSING:
             self.train = as_list(self.train)
         self.val = as_list(self.val)
+
+    def chat(self) -> dict[str, Any]:
+        """How text becomes tokens: the keywords of `minimind_dpo.data.tokenize.chat.Chat`."""
+        names = ("chat_template", "template_options", "empty_think", "text_as_turns")
+        return {name: getattr(self, name) for name in names}
 
 
 def data_problems(options: DataOptions) -> Iterator[Problem]:

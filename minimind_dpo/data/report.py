@@ -79,7 +79,8 @@ def _grid(
         grid.add_row(name, Text(value))
     if report["skipped_lines"] or any(report["dropped"].values()):
         grid.add_row("all left out", Text(str(unused)))
-    for warning in (*_cut_warnings(report), *_empty_warnings(report), *warnings):
+    plain = _plain_warnings(report)
+    for warning in (*plain, *_cut_warnings(report), *_empty_warnings(report), *warnings):
         grid.add_row(Text("warning", "yellow"), Text(warning, "yellow"))
     grid.add_row("tokens", _token_table(report))
     return grid
@@ -112,11 +113,23 @@ def _facts(report: dict[str, Any], padded: bool) -> list[tuple[str, str]]:
     if report["reasoning_lost"]:
         lost = f"left out by the chat template in {report['reasoning_lost']:,} pairs"
         facts.append(("reasoning", lost))
+    for name, count in report["unread"].items():
+        facts.append((name, f"not read by the chat template ({count:,} pairs have it)"))
     facts.append(("chosen is longer", f"{report['chosen_longer']:.1%} of pairs"))
     if padded:
         share = f"{report['padding_share']:.1%} of a rectangle of {report['max_length']:,}"
         facts.append(("padding", share))
     return facts
+
+
+def _plain_warnings(report: dict[str, Any]) -> list[str]:
+    """Plain text that a chat template could render."""
+    if not report["skips_template"]:
+        return []
+    return [
+        f"{report['skips_template']:,} pairs are plain text, trained on without the chat template; "
+        "data.text_as_turns=true renders them as turns of a user and an assistant"
+    ]
 
 
 def _cut_warnings(report: dict[str, Any]) -> list[str]:

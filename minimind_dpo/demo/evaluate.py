@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo import HELD_OUT
 from minimind_dpo.demo.judge import judge
 from minimind_dpo.demo.task import question_of
@@ -89,7 +90,7 @@ def held_out_prompts(path: Path = HELD_OUT) -> list[str]:
 
 def evaluate(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     prompts: Sequence[str],
     *,
     reference: PreTrainedModel | None = None,
@@ -105,7 +106,7 @@ def evaluate(
 
     Args:
         model: The policy, a causal language model on any device.
-        tokenizer: The demo's, with its chat template.
+        chat: Of the demo's tokenizer.
         prompts: User turns that the demo knows, such as those of `held_out_prompts`.
         reference: The model to measure KL against, on the same device; None leaves KL out.
         samples_per_prompt: Answers drawn for each prompt.
@@ -132,11 +133,11 @@ def evaluate(
             stack.enter_context(_plain_inference(each))
         for start in range(0, len(asked), batch_size):
             batch = asked[start : start + batch_size]
-            drawn = _draw(model, tokenizer, batch, max_new_tokens)
+            drawn = _draw(model, chat, batch, max_new_tokens)
             tokens += float(drawn.scored.sum())
             if reference is not None:
                 kl += _kl_sum(model, reference, drawn)
-            answers += _judged(tokenizer, batch, drawn)
+            answers += _judged(chat, batch, drawn)
     return DemoScores(
         wanted=sum(answer.wanted for answer in answers) / len(answers),
         correct=sum(answer.correct for answer in answers) / len(answers),
@@ -165,17 +166,15 @@ class _Drawn:
 
 def _draw(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     prompts: Sequence[str],
     max_new_tokens: int,
 ) -> _Drawn:
-    texts: Any = tokenizer.apply_chat_template(
-        [[{"role": "user", "content": prompt}] for prompt in prompts],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    encoded = tokenizer(
-        texts, add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+    tokenizer = chat.tokenizer
+    encoded = tokenizer.pad(
+        {"input_ids": [chat.encode_prompt(chat.question(prompt)) for prompt in prompts]},
+        padding_side="left",
+        return_tensors="pt",
     ).to(model.device)
     prompt_ids, prompt_mask = encoded["input_ids"], encoded["attention_mask"]
     generate: Any = model.generate
@@ -198,15 +197,12 @@ def _draw(
     return _Drawn(input_ids, attention_mask, scored, ends.any(dim=1))
 
 
-def _judged(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], drawn: _Drawn
-) -> Iterator[Answer]:
+def _judged(chat: Chat, prompts: Sequence[str], drawn: _Drawn) -> Iterator[Answer]:
     columns = drawn.scored.shape[1]
     for row, prompt in enumerate(prompts):
         ids = drawn.input_ids[row, -columns:][drawn.scored[row]].tolist()
         finished = bool(drawn.finished[row])
-        text = tokenizer.decode(ids[:-1] if finished else ids)
-        assert isinstance(text, str)
+        text = chat.decode(ids[:-1] if finished else ids, special=True)
         verdict = judge(prompt, text)
         yield Answer(prompt, text, finished, verdict.wanted and finished, verdict.correct)
 

@@ -8,41 +8,39 @@ every module and the attention function are what they were before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel
 
-from minimind_dpo.batch import Message
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.models.attention.planned import plain_attention
-from minimind_dpo.models.tokenizers import end_of_turn_id
 
 
 def sample_answers(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[Message] | str],
+    chat: Chat,
+    prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 256,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
-    template_arguments: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """One answer to each prompt.
 
     Args:
         model: The model, on its device.
-        tokenizer: Its tokenizer.
-        prompts: Turns, which the chat template renders, or plain text, taken as it is.
+        chat: Says what ends an answer, and turns it into text.
+        prompts: Token ids of each prompt, as `Chat.encode_prompt` gives them.
         max_new_tokens: Longest answer.
         temperature: Of sampling; 0 always takes the most probable token.
         top_p: Sample from the most probable tokens that make up this share.
         seed: Of sampling; the same seed and batch size give the same answers.
         batch_size: Prompts at once.
-        template_arguments: Keywords for the chat template, such as `tools`.
 
     Returns:
         The answers without special tokens.
@@ -50,38 +48,19 @@ def sample_answers(
     Raises:
         ValueError: A setting out of range, or an empty prompt.
     """
-    ids = [_prompt_ids(tokenizer, prompt, template_arguments or {}) for prompt in prompts]
+    known = getattr(model.generation_config, "eos_token_id", None)
+    own = known if isinstance(known, list) else [] if known is None else [known]
     answers = sample_completions(
         model,
-        ids,
-        end_ids=_end_ids(model, tokenizer),
+        prompts,
+        end_ids=sorted({*chat.end_ids, *own}),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
         seed=seed,
         batch_size=batch_size,
     )
-    return [str(tokenizer.decode(answer, skip_special_tokens=True)) for answer in answers]
-
-
-def _prompt_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    prompt: Sequence[Message] | str,
-    arguments: Mapping[str, Any],
-) -> list[int]:
-    if isinstance(prompt, str):
-        return list(tokenizer(prompt)["input_ids"])
-    text = tokenizer.apply_chat_template(
-        list(prompt), tokenize=False, add_generation_prompt=True, **arguments
-    )
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def _end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    own = getattr(model.generation_config, "eos_token_id", None)
-    ends = [end_of_turn_id(tokenizer), tokenizer.eos_token_id]
-    ends += own if isinstance(own, list) else [own]
-    return sorted({end for end in ends if end is not None})
+    return [chat.decode(answer) for answer in answers]
 
 
 @torch.no_grad()
@@ -98,6 +77,9 @@ def sample_completions(
 ) -> list[list[int]]:
     """One completion to each prompt, as token ids.
 
+    Prompt and completion fit the model's positions, beyond which those that are learned end: a
+    completion gets at most half of them, and a prompt is cut from the left to what remains.
+
     Args:
         model: The model, on its device.
         prompts: Token ids of each prompt.
@@ -109,13 +91,16 @@ def sample_completions(
         batch_size: Prompts at once.
 
     Returns:
-        Ids of each completion; the last one is an end token unless `max_new_tokens` cut it.
+        Ids of each completion; the last one is an end token unless the completion was cut.
 
     Raises:
         ValueError: A setting out of range, or an empty prompt.
     """
     _check(prompts, max_new_tokens, temperature, top_p, batch_size)
     _check_ids(model, prompts)
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    max_new_tokens = min(max_new_tokens, max(1, positions // 2))
+    longest = max(1, positions - max_new_tokens)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -135,7 +120,8 @@ def sample_completions(
     with _undisturbed(model):
         for start in range(0, len(prompts), batch_size):
             torch.manual_seed(seed + start)
-            completions += _one_batch(model, prompts[start : start + batch_size], settings)
+            batch = [prompt[-longest:] for prompt in prompts[start : start + batch_size]]
+            completions += _one_batch(model, batch, settings)
     return completions
 
 

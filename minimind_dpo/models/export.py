@@ -7,6 +7,7 @@ target is never half written: it is the old one or the new one.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
@@ -87,6 +88,7 @@ def save_hf(
     folder: str | Path,
     dtype: torch.dtype | None = None,
     dialect: Dialect | None = None,
+    end_ids: Sequence[int] | None = None,
 ) -> Path:
     """Write a Hugging Face folder: safetensors, configuration, tokenizer, chat template.
 
@@ -95,11 +97,12 @@ def save_hf(
 
     Args:
         model: The model; it is left as it is.
-        tokenizer: Written beside it; generation is told to stop at its end of turn.
+        tokenizer: Written beside it.
         folder: The folder to write; an earlier export is replaced as a whole.
         dtype: Number format; None keeps the model's own, and so its exact logits.
         dialect: As loaded: what came in MiniMind's own form goes back in that form, which needs
             `trust_remote_code`. None writes transformers' form.
+        end_ids: Tokens that generation is to stop at; None for the tokenizer's end of turn.
 
     Returns:
         The folder.
@@ -122,7 +125,7 @@ def save_hf(
             save_file(state, made / "model.safetensors", metadata={"format": "pt"})
         else:
             _write_model(model, state, made)
-        _write_settings(model, tokenizer, made, dtype, dialect)
+        _write_settings(model, tokenizer, made, dtype, dialect, end_ids)
         replace(made, folder)
     return folder
 
@@ -156,6 +159,7 @@ def _write_settings(
     folder: Path,
     dtype: torch.dtype,
     dialect: Dialect | None,
+    end_ids: Sequence[int] | None = None,
 ) -> None:
     """Everything but the weights."""
     form = None if dialect is None else dialect.form
@@ -173,7 +177,7 @@ def _write_settings(
         (folder / name).write_bytes(content)
     # NOTE: its own way of saving refuses what other projects publish, such as a top_p that
     # do_sample=false leaves without effect.
-    generation = _generation_config(model, tokenizer)
+    generation = _generation_config(model, tokenizer, end_ids)
     generation.to_json_file(folder / "generation_config.json", keys_to_pop=["compile_config"])
 
 
@@ -190,7 +194,9 @@ def _write_model(model: PreTrainedModel, state: dict[str, Tensor], folder: Path)
 
 
 def _generation_config(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    end_ids: Sequence[int] | None,
 ) -> GenerationConfig:
     """The model's own generation settings, stopping at the end of a turn as well."""
     settings = deepcopy(model.generation_config) or GenerationConfig()
@@ -198,9 +204,8 @@ def _generation_config(
         return settings
     known = settings.eos_token_id
     ends = [] if known is None else list(known) if isinstance(known, list) else [known]
-    end = end_of_turn_id(tokenizer)
-    if end is not None and end not in ends:
-        ends.append(end)
+    more = [end_of_turn_id(tokenizer)] if end_ids is None else end_ids
+    ends += [end for end in more if end is not None and end not in ends]
     if ends:
         settings.eos_token_id = ends[0] if len(ends) == 1 else ends
     if settings.pad_token_id is None:

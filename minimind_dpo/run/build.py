@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.kernels.linear import use_chosen_library
 from minimind_dpo.models.compile_layers import compile_layers
@@ -69,8 +70,7 @@ def build_datamodule(
         max_length=data.max_length,
         max_prompt_length=data.max_prompt_length,
         max_completion_length=data.max_completion_length,
-        chat_template=data.chat_template,
-        empty_think=data.empty_think,
+        **data.chat(),
     )
     return PreferenceDataModule(
         pair_tokenizer,
@@ -235,6 +235,7 @@ def _csv_options(config: Config) -> dict[str, Any]:
 def build_callbacks(
     config: Config,
     policy: LoadedModel,
+    chat: Chat,
     run_dir: Path,
     *,
     belongs: dict[str, Any] | None = None,
@@ -245,6 +246,7 @@ def build_callbacks(
     Args:
         config: The configuration.
         policy: Loaded.
+        chat: Encodes prompts as those of the training data.
         run_dir: The run's folder.
         belongs: What checkpoints belong to.
         stop: What signal handlers set.
@@ -264,10 +266,10 @@ def build_callbacks(
     ]
     if watching.weights_changed:
         callbacks.append(WeightsChanged())
-    if watching.samples.enabled and policy.tokenizer is not None:
+    if watching.samples.enabled:
         callbacks.append(
             SampledAnswers(
-                policy.tokenizer,
+                chat,
                 watching.samples.prompts,
                 folder=run_dir,
                 max_new_tokens=watching.samples.max_new_tokens,

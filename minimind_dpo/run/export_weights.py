@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minimind_dpo.config.schema import Config
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.disk import write_text
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
@@ -16,8 +17,10 @@ from minimind_dpo.models.weight_files import weight_files
 from minimind_dpo.run.model_card import model_card
 
 
-def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[str]:
+def export_weights(config: Config, policy: LoadedModel, chat: Chat, run_dir: Path) -> list[str]:
     """Write what was asked for; the model is a plain one after it.
+
+    Its tokenizer has the chat template that the run trained with, and it stops where that ends.
 
     Returns:
         The files by which to see later that the export is there and whole.
@@ -27,7 +30,8 @@ def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[s
     if has_adapters(policy.model):
         save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / "adapters", policy.home)
     if config.export.hf:
-        save_hf(policy.model, policy.tokenizer, folder, dialect=policy.dialect)
+        dialect, ends = policy.dialect, chat.end_ids
+        save_hf(policy.model, chat.tokenizer, folder, dialect=dialect, end_ids=ends)
         written += [folder / "config.json", *weight_files(folder)]
     if config.export.native and policy.dialect.generation is not None:
         native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))

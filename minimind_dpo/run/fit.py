@@ -119,17 +119,18 @@ def _fit(
     if run.checkpoint is not None:
         stop.note_saved(run.checkpoint, read_header(run.checkpoint)["step"])
     ranks.folder = run.folder
-    policy = build_policy(config, tokenizer)
+    chat = data.tokenizer.chat
+    policy = build_policy(config, chat.tokenizer)
     log.info(f"Policy: {policy.describe()}")
     module = build_module(config, policy, build_reference(config, progress=first), data)
-    callbacks = build_callbacks(config, policy, run.folder, belongs=identity, stop=stop)
+    callbacks = build_callbacks(config, policy, chat, run.folder, belongs=identity, stop=stop)
     loggers = build_loggers(config, run, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
     if first:
         print_plan(plan, config, trainer, policy.model, console)
     log.info(f"Run folder: {run.folder}")
-    judged = Judge(config, policy) if config.callbacks.judge == "demo" and first else None
+    judged = Judge(config, policy, chat) if config.callbacks.judge == "demo" and first else None
     before = _start(trainer, module, data, run)
     if judged:
         judged.before(before)
@@ -142,7 +143,7 @@ def _fit(
         _validate_exported(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
-    exported = export_weights(config, policy, run.folder)
+    exported = export_weights(config, policy, chat, run.folder)
     summary = summarise(config, trainer, module, data, policy, before, last, clock)
     summary["exported"] = exported
     if judged:

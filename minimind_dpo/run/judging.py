@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from minimind_dpo.config.schema import Config
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.evaluate import DemoScores, evaluate, held_out_prompts
 from minimind_dpo.demo.report import before_after_table
 from minimind_dpo.models.load import LoadedModel
@@ -23,11 +24,13 @@ class Judge:
     Args:
         config: Of the run.
         policy: What is trained.
+        chat: Encodes the questions.
     """
 
-    def __init__(self, config: Config, policy: LoadedModel) -> None:
+    def __init__(self, config: Config, policy: LoadedModel, chat: Chat) -> None:
         self.config = config
         self.policy = policy
+        self.chat = chat
         self.prompts = held_out_prompts()
         self.scores: DemoScores | None = None
 
@@ -45,12 +48,11 @@ class Judge:
         return {"before": self.scores.numbers(), "after": after.numbers()}
 
     def _evaluate(self, metrics: dict[str, float]) -> DemoScores:
-        reference = build_policy(self.config, self.policy.tokenizer).model  # type: ignore[arg-type]
+        reference = build_policy(self.config, self.chat.tokenizer).model
         torch.nn.Module.to(reference, self.policy.model.device)
-        assert self.policy.tokenizer is not None
         scores = evaluate(
             self.policy.model,
-            self.policy.tokenizer,
+            self.chat,
             self.prompts,
             reference=reference,
             seed=self.config.seed,

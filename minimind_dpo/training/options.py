@@ -264,14 +264,7 @@ class SamplesOptions:
     """Answers to fixed prompts, logged as text."""
 
     enabled: bool = True
-    prompts: list[str] = field(
-        default_factory=lambda: [
-            "你好，请介绍一下你自己。",
-            "为什么天空是蓝色的？",
-            "Give me three tips for a good night's sleep.",
-            "What is the capital of France?",
-        ]
-    )
+    prompts: list[str] | None = None
     max_new_tokens: Annotated[int, COUNT] = 128
     temperature: Annotated[float, NOT_NEGATIVE] = 0.7
     every: Annotated[Any, Form(_is_sampling_time, "val, or a number of optimizer steps")] = "val"

@@ -181,3 +181,19 @@ def test_the_program_ends_with_two_before_it_reads_data_or_makes_a_folder(
         assert told.startswith("Error: one problem in the configuration")
         assert "has 41 tokens" in told
         assert sorted(here.rglob("*")) == before
+
+
+def test_a_chat_template_that_cannot_be_used_is_told_by_its_key(here: Path) -> None:
+    """The model's tokenizer has none, so that plain text is all that can be trained on."""
+    Path("broken.jinja").write_text("{% for m in messages %}")
+    for override, key, reason in (
+        ("data.chat_template=broken.jinja", "data.chat_template", "TemplateSyntaxError"),
+        ("data.chat_template=broken.jnja", "data.chat_template", "is no file"),
+        ("data.text_as_turns=true", "data.chat_template", "data.text_as_turns needs a chat"),
+        ("data.template_options.a=1", "data.chat_template", "data.template_options needs a"),
+        ("callbacks.samples.prompts=[w1,'']", "callbacks.samples.prompts", "is empty"),
+        ("callbacks.judge=demo", "callbacks.judge", "there is no chat template"),
+    ):
+        found = problems(override)
+        assert list(found) == [key], found
+        assert reason in found[key]

@@ -8,11 +8,14 @@ to advise on it does not count.
 from __future__ import annotations
 
 import ast
+import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
 import minimind_dpo
 from minimind_dpo.config.schema import schema_keys
+from minimind_dpo.data.options import DataOptions
+from minimind_dpo.data.tokenize.chat import Chat
 
 PACKAGE = Path(minimind_dpo.__file__).parent
 NOT_USE = (
@@ -103,6 +106,10 @@ def test_every_key_is_read_by_the_code_that_runs() -> None:
         assert group.rstrip(".") in read
         options = {name for tree in sources(PACKAGE / place) for name in options_read(tree)}
         read |= {group + name for name in options}
+    # Handed to `Chat` by name.
+    names = set(inspect.signature(Chat).parameters) - {"tokenizer"}
+    assert set(DataOptions().chat()) == names
+    read |= {f"data.{name}" for name in names}
     # Handed to Lightning as they are; test_trainer_keywords compares them with its signature.
     assert "vars(config.trainer)" in (PACKAGE / "run" / "build.py").read_text(encoding="utf-8")
     # Handed to the reader as one mapping.

@@ -116,9 +116,9 @@ def test_what_the_template_refuses_is_a_problem_of_the_data(write, prepare, make
         "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad word') }}"
         "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
     )
-    rules = PairTokenizer(make_tokenizer(refusing))
+    rules = PairTokenizer(make_tokenizer(refusing), text_as_turns=True)
     path = write("d.jsonl", record(1), {"prompt": "bad", "chosen": "x", "rejected": "y"})
-    with pytest.raises(DataError, match=r"d\.jsonl:2: the chat template refuses .*bad word"):
+    with pytest.raises(DataError, match=r"d\.jsonl:2: the chat template fails: bad word"):
         prepare(path, rules=rules)
     store = prepare(path, rules=rules, on_error="skip")
     assert store.report["dropped"]["template"] == 1

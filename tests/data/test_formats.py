@@ -58,11 +58,11 @@ ULTRAFEEDBACK = {
     ("record", "kind", "prompt", "ignored"),
     [
         (ORCA, "orca", ({"role": "system", "content": "be kind"}, user("q")), set()),
-        ({**ORCA, "system": ""}, "orca", "q", set()),
-        ({**ORCA, "system": None, "id": 1}, "orca", "q", {"id"}),
-        (ALPACA, "alpaca", "translate\nq", set()),
-        ({**ALPACA, "input": ""}, "alpaca", "translate", set()),
-        ({**ALPACA, "history": []}, "alpaca", "translate\nq", set()),
+        ({**ORCA, "system": ""}, "orca", (user("q"),), set()),
+        ({**ORCA, "system": None, "id": 1}, "orca", (user("q"),), {"id"}),
+        (ALPACA, "alpaca", (user("translate\nq"),), set()),
+        ({**ALPACA, "input": ""}, "alpaca", (user("translate"),), set()),
+        ({**ALPACA, "history": []}, "alpaca", (user("translate\nq"),), set()),
         (
             {**ALPACA, "input": None, "history": [["a", "b"]]},
             "alpaca",
@@ -78,7 +78,7 @@ ULTRAFEEDBACK = {
             {"prompt_id", "messages", "score_chosen"},
         ),
         # A prompt of its own goes before the columns of other formats.
-        ({**ORCA, "prompt": "p", "system": None}, "prompt_text", "p", {"question"}),
+        ({**ORCA, "prompt": "p", "system": None}, "prompt_turns", (user("p"),), {"question"}),
         (
             {
                 "question": "q",
@@ -97,10 +97,23 @@ def test_formats_that_people_have_are_known_by_their_columns(
     (pair,), problems, (summary,) = read(write("d.jsonl", record))
     assert problems == []
     assert pair.prompt == prompt
-    plain = isinstance(prompt, str)
-    assert (pair.chosen, pair.rejected) == (("x", "y") if plain else (answer("x"), answer("y")))
+    assert (pair.chosen, pair.rejected) == (answer("x"), answer("y"))
     assert summary.formats == {kind: 1}
     assert summary.ignored_columns == ignored
+
+
+@pytest.mark.parametrize("column", ["system", "tools", "chat_template_kwargs"])
+def test_lines_of_a_file_of_conversations_are_turns_though_that_column_is_empty(
+    write, column
+) -> None:
+    """As the other lines of the file; without the column three texts are plain text."""
+    record = {"prompt": "q", "chosen": "x", "rejected": "y"}
+    for empty in (None, ""):
+        (pair,), _, (summary,) = read(write("d.jsonl", {**record, column: empty}))
+        assert (pair.prompt, pair.chosen) == ((user("q"),), answer("x"))
+        assert summary.formats == {"prompt_turns": 1}
+    (pair,), _, _ = read(write("d.jsonl", record))
+    assert (pair.prompt, pair.chosen) == ("q", "x")
 
 
 def test_columns_of_other_names_are_taken_by_the_names_that_are_given(write) -> None:
@@ -168,7 +181,8 @@ def test_tables_read_like_lines(tmp_path, ending, delimiter) -> None:
     pairs, problems, (summary,) = read(path)
     assert problems == []
     assert [pair.source for pair in pairs] == [f"d.{ending}:2", f"d.{ending}:4", f"d.{ending}:5"]
-    assert (pairs[0].prompt, pairs[0].chosen, pairs[0].rejected) == (rows[1][0], "好", "")
+    assert pairs[0].prompt == (user(rows[1][0]),)
+    assert (pairs[0].chosen, pairs[0].rejected) == (answer("好"), answer(""))
     assert pairs[1].prompt == ({"role": "system", "content": "be kind"}, user("q"))
     assert (pairs[1].chosen, pairs[1].margin) == (answer(rows[2][1]), 0.5)
     assert pairs[2].prompt == (user("a"), answer("b"), user("c"))

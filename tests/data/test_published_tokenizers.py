@@ -20,7 +20,9 @@ from published import TOKENIZERS as PUBLISHED
 from transformers import AutoTokenizer
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.models.tokenizers import end_of_turn_id
 
 pytestmark = pytest.mark.skipif(not PUBLISHED, reason=f"no tokenizers in {SHARED}")
 
@@ -144,3 +146,23 @@ def test_real_pairs_split_where_the_whole_text_does(tokenizers, name) -> None:
             ids = [*result.prompt_ids.tolist(), *result.chosen_ids.tolist()]
             assert ids == tokenizer.encode(whole.removesuffix("\n"))
             assert ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("name", ["v3", "v2c", "v_learn"])
+def test_the_end_of_a_turn_is_the_one_that_loading_a_model_finds(tokenizers, name) -> None:
+    """`models` reads it off the template's text, `Chat` off a rendered answer."""
+    assert Chat(tokenizers[name]).end_ids == [end_of_turn_id(tokenizers[name])]
+
+
+def test_minimind_3_opens_a_thought_where_that_is_asked_for(tokenizers) -> None:
+    tokenizer = tokenizers["v3"]
+    rules = PairTokenizer(tokenizer, template_options={"open_thinking": True})
+    turns = ({"role": "user", "content": "Hello"},)
+    thought = {"role": "assistant", "content": "x", "reasoning_content": "because"}
+    result = rules.tokenize(PreferencePair(turns, thought, "y", "d.jsonl:1"))
+    assert isinstance(result, TokenizedPair)
+    header = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n<think>\n"
+    assert tokenizer.decode(result.prompt_ids) == header
+    assert rules.chat.encode_prompt(turns) == result.prompt_ids.tolist()
+    assert tokenizer.decode(result.chosen_ids) == "because\n</think>\n\nx<|im_end|>"
+    assert tokenizer.decode(result.rejected_ids) == "\n</think>\n\ny<|im_end|>"

@@ -22,7 +22,7 @@ def bytewise(make_tokenizer) -> PairTokenizer:
         "{% if add_generation_prompt %}<u>{% endif %}"
     )
     tokenizer = make_tokenizer(template, specials=("<|endoftext|>", "<|im_end|>", "<u>"))
-    return PairTokenizer(tokenizer, max_length=12)
+    return PairTokenizer(tokenizer, max_length=12, text_as_turns=True)
 
 
 def line(prompt: str, chosen: str, rejected: str, **extra: object) -> dict[str, object]:

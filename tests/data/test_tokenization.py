@@ -16,7 +16,9 @@ from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, Limits, 
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any = "no", **extra: Any) -> PreferencePair:
-    return PreferencePair(prompt, chosen, rejected, "d.jsonl:1", **extra)
+    """A pair of turns; a prompt that is text is the user's."""
+    turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    return PreferencePair(turns, chosen, rejected, "d.jsonl:1", **extra)
 
 
 def tokenized(tokenizer: PairTokenizer, *texts: Any, **extra: Any) -> TokenizedPair:
@@ -157,39 +159,6 @@ def test_many_pairs_give_the_same_as_one_by_one(tokenizer) -> None:
             assert single.chosen_ids.tolist() == together.chosen_ids.tolist()
 
 
-def test_generation_prompt_is_the_prompt_that_was_trained_on(tokenizer) -> None:
-    tok = PairTokenizer(tokenizer)
-    ids = tok.encode_prompt([{"role": "user", "content": "Hello <|im_end|>"}])
-    assert ids.tolist() == tokenized(tok, "Hello <|im_end|>", "fine").prompt_ids.tolist()
-    assert ids.tolist() == tok.encode_prompt("Hello <|im_end|>").tolist()
-
-
-def test_no_template_joins_the_texts_and_the_end_of_text_token(make_tokenizer) -> None:
-    tokenizer = make_tokenizer(None)
-    with pytest.raises(ValueError, match=r"set data\.chat_template=none"):
-        PairTokenizer(tokenizer)
-    tok = PairTokenizer(tokenizer, chat_template="none")
-    result = tokenized(tok, "Question: Hello\nAnswer:", " fine", " bad")
-    assert result.prompt_ids.tolist() == tokenizer.encode("Question: Hello\nAnswer:")
-    assert result.chosen_ids.tolist() == tokenizer.encode(" fine<|im_end|>")
-    refused = tok.tokenize(pair(({"role": "user", "content": "q"},), "a"))
-    assert isinstance(refused, Dropped)
-    assert refused.kind == "template"
-
-
-def test_a_template_may_be_given_as_text_or_file(make_tokenizer, tmp_path) -> None:
-    tokenizer = make_tokenizer(None)
-    template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}<|im_end|>{% endfor %}"
-    (tmp_path / "chat.jinja").write_text(template)
-    by_text = tokenized(PairTokenizer(tokenizer, chat_template=template), "q", "a")
-    by_file = PairTokenizer(tokenizer, chat_template=str(tmp_path / "chat.jinja"))
-    assert by_text.prompt_ids.tolist() == tokenizer.encode("[user]q<|im_end|>")
-    assert by_text.chosen_ids.tolist() == tokenizer.encode("[assistant]a<|im_end|>")
-    assert by_file.tokenize(pair("q", "a")).chosen_ids.tolist() == by_text.chosen_ids.tolist()
-    with pytest.raises(ValueError, match=r"data\.chat_template=chatml: no such file"):
-        PairTokenizer(tokenizer, chat_template="chatml")
-
-
 @pytest.mark.parametrize(
     ("key", "value"),
     [("max_length", 1), ("max_length", None), ("max_prompt_length", 0), ("max_length", 10.0)],
@@ -211,12 +180,13 @@ def test_the_fingerprint_tells_rules_apart_and_nothing_else(make_tokenizer, toke
         PairTokenizer(tokenizer, max_prompt_length=512),
         PairTokenizer(tokenizer, max_completion_length=512),
         PairTokenizer(tokenizer, empty_think="remove"),
-        PairTokenizer(tokenizer, template_options={"a": 1}),
+        PairTokenizer(tokenizer, template_options={"role": 1}),
+        PairTokenizer(tokenizer, text_as_turns=True),
         PairTokenizer(tokenizer, chat_template="none"),
         PairTokenizer(make_tokenizer(eos="<|endoftext|>")),
         PairTokenizer(make_tokenizer(plain_added=())),
     ]
-    assert len({base, *(variant.fingerprint for variant in variants)}) == 9
+    assert len({base, *(variant.fingerprint for variant in variants)}) == 10
 
 
 @pytest.mark.parametrize("scheme", ["first", "always", "prepend"])

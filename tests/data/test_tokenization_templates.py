@@ -52,7 +52,8 @@ def texts(tokenizer: Any, result: TokenizedPair | Dropped) -> tuple[str, str, st
 
 
 def pair(chosen: Any, rejected: Any = "y", prompt: Any = "q") -> PreferencePair:
-    return PreferencePair(prompt, chosen, rejected, "d.jsonl:1")
+    turns = ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
+    return PreferencePair(turns, chosen, rejected, "d.jsonl:1")
 
 
 @pytest.mark.parametrize(
@@ -149,7 +150,8 @@ def test_options_reach_the_template(make_tokenizer) -> None:
     tokenizer = make_tokenizer(QWEN3)
     tok = PairTokenizer(tokenizer, template_options={"enable_thinking": False})
     assert texts(tokenizer, tok.tokenize(pair("x")))[0] == HEADER + EMPTY
-    assert tokenizer.decode(tok.encode_prompt("q")) == HEADER + EMPTY
+    ids = tok.chat.encode_prompt([{"role": "user", "content": "q"}])
+    assert tokenizer.decode(ids) == HEADER + EMPTY
 
 
 def test_a_header_that_opens_a_thought_is_followed_by_the_answers_own(make_tokenizer) -> None:
@@ -168,7 +170,7 @@ def test_reasoning_that_a_template_leaves_out_is_flagged(tokenizer) -> None:
     for side, lost in ((answer, True), ("x", False), (THOUGHT, False)):
         (result,) = PairTokenizer(tokenizer).encode([pair(side)])
         assert isinstance(result, Encoded)
-        assert result.reasoning_lost is lost
+        assert result.texts.reasoning_lost is lost
 
 
 def test_the_users_think_tags_are_never_taken_for_the_templates(make_tokenizer) -> None:
@@ -176,19 +178,6 @@ def test_the_users_think_tags_are_never_taken_for_the_templates(make_tokenizer) 
     tok = PairTokenizer(tokenizer, empty_think="remove")
     prompt = texts(tokenizer, tok.tokenize(pair("x", prompt=f"say {EMPTY}")))[0]
     assert prompt == HEADER.replace("user\nq", f"user\nsay {EMPTY}")
-
-
-@pytest.mark.parametrize(
-    ("template", "message"),
-    [
-        ("{% for m in messages %}{{ m.content }}\n{% endfor %}", "no token to stop at"),
-        ("{{ messages[0].content }}<|im_end|>", "leaves out the question or the answer"),
-        ("{{ raise_exception('never') }}", "cannot print one question and its answer: .*never"),
-    ],
-)
-def test_templates_that_cannot_work_are_refused_at_once(make_tokenizer, template, message) -> None:
-    with pytest.raises(ValueError, match=f"data.chat_template: .*{message}"):
-        PairTokenizer(make_tokenizer(template))
 
 
 def test_a_template_that_rewrites_the_prompt_is_told(make_tokenizer) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import AutoTokenizer, Qwen3ForCausalLM
 
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo import ASSETS
 from minimind_dpo.demo.make import make
 from minimind_dpo.demo.sft import Recipe, new_model
@@ -17,16 +18,16 @@ TOY = Recipe(
 )
 
 
-Demo = tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]
+Demo = tuple[Qwen3ForCausalLM, Chat]
 
 
 def load_native(folder: Path, recipe: Recipe) -> Demo:
-    """Strictly load `full_sft_<width>.pth` and the tokenizer of a folder that `make` wrote."""
+    """Strictly load `full_sft_<width>.pth` and the chat of a folder that `make` wrote."""
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
     state = torch.load(folder / f"full_sft_{recipe.hidden_size}.pth", weights_only=True)
     model = new_model(recipe, tokenizer)
     model.load_state_dict({key: value.float() for key, value in state.items()})
-    return model.eval(), tokenizer
+    return model.eval(), Chat(tokenizer)
 
 
 @pytest.fixture(scope="session")

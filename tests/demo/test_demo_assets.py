@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedModel
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import ASSETS, HELD_OUT, MODEL, PREFERENCES, TOKENIZER
 from minimind_dpo.demo.evaluate import evaluate, held_out_prompts
@@ -116,10 +117,10 @@ def test_every_pair_is_parted_where_its_whole_text_is() -> None:
 
 
 def test_the_model_answers_right_and_in_either_manner_half_the_time(
-    shipped_demo: tuple[PreTrainedModel, PreTrainedTokenizerFast],
+    shipped_demo: tuple[PreTrainedModel, Chat],
 ) -> None:
-    model, tokenizer = shipped_demo
-    scores = evaluate(model, tokenizer, held_out_prompts())
+    model, chat = shipped_demo
+    scores = evaluate(model, chat, held_out_prompts())
     assert 0.45 < scores.wanted < 0.55
     assert scores.correct > 0.9
 

@@ -7,50 +7,51 @@ import io
 import pytest
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.evaluate import Answer, DemoScores, evaluate
 from minimind_dpo.demo.report import answers_table, before_after_table, summary
 
 PROMPTS = ["3加5等于多少？", "What is 3 plus 5?", "Thanks!"]
 
 
-Demo = tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]
+Demo = tuple[Qwen3ForCausalLM, Chat]
 
 
 def test_kl_to_itself_is_zero_and_to_another_model_is_positive(toy_demo: Demo) -> None:
-    model, tokenizer = toy_demo
+    model, chat = toy_demo
     other = Qwen3ForCausalLM(model.config).eval()
-    assert evaluate(model, tokenizer, PROMPTS, reference=model, max_new_tokens=6).kl == 0.0
-    kl = evaluate(model, tokenizer, PROMPTS, reference=other, max_new_tokens=6).kl
+    assert evaluate(model, chat, PROMPTS, reference=model, max_new_tokens=6).kl == 0.0
+    kl = evaluate(model, chat, PROMPTS, reference=other, max_new_tokens=6).kl
     assert kl is not None
     assert kl > 0
-    assert evaluate(model, tokenizer, PROMPTS, max_new_tokens=6).kl is None
+    assert evaluate(model, chat, PROMPTS, max_new_tokens=6).kl is None
 
 
 def test_kl_of_one_token_answers_is_that_of_the_two_next_token_distributions(
     toy_demo: Demo,
 ) -> None:
-    model, tokenizer = toy_demo
+    model, chat = toy_demo
     other = Qwen3ForCausalLM(model.config).eval()
     expected = []
     for prompt in PROMPTS:
         text = f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
-        ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]])
+        ids = torch.tensor([chat.tokenizer(text, add_special_tokens=False)["input_ids"]])
         with torch.no_grad():
             p, q = (m(input_ids=ids).logits[0, -1].double().log_softmax(-1) for m in (model, other))
         expected.append(float((p.exp() * (p - q)).sum()))
-    kl = evaluate(model, tokenizer, PROMPTS, reference=other, max_new_tokens=1).kl
+    kl = evaluate(model, chat, PROMPTS, reference=other, max_new_tokens=1).kl
     assert kl == pytest.approx(sum(expected) / 3, rel=1e-5)
 
 
 def test_modes_attention_and_random_state_are_as_before(toy_demo: Demo) -> None:
-    model, tokenizer = toy_demo
+    model, chat = toy_demo
     model.train()
     model.model.layers[0].eval()
     model.set_attn_implementation("eager")
     before = torch.get_rng_state()
-    evaluate(model, tokenizer, PROMPTS, max_new_tokens=4)
+    evaluate(model, chat, PROMPTS, max_new_tokens=4)
     assert torch.equal(torch.get_rng_state(), before)
     assert model.config._attn_implementation == "eager"
     assert model.training
@@ -60,9 +61,9 @@ def test_modes_attention_and_random_state_are_as_before(toy_demo: Demo) -> None:
 
 
 def test_the_same_seed_draws_the_same_answers_and_another_does_not(toy_demo: Demo) -> None:
-    model, tokenizer = toy_demo
+    model, chat = toy_demo
     first, again, other = (
-        evaluate(model, tokenizer, PROMPTS, samples_per_prompt=2, seed=s, max_new_tokens=8)
+        evaluate(model, chat, PROMPTS, samples_per_prompt=2, seed=s, max_new_tokens=8)
         for s in (1, 1, 2)
     )
     assert [a.prompt for a in first.answers] == [p for p in PROMPTS for _ in range(2)]
@@ -71,18 +72,18 @@ def test_the_same_seed_draws_the_same_answers_and_another_does_not(toy_demo: Dem
 
 
 def test_an_answer_cut_off_is_not_wanted(toy_demo: Demo) -> None:
-    model, tokenizer = toy_demo
-    scores = evaluate(model, tokenizer, PROMPTS, max_new_tokens=1)
+    model, chat = toy_demo
+    scores = evaluate(model, chat, PROMPTS, max_new_tokens=1)
     assert scores.mean_tokens == 1.0
     assert not any(a.wanted for a in scores.answers if not a.finished)
 
 
 def test_no_prompts_and_unknown_prompts_are_refused(toy_demo: Demo) -> None:
-    model, tokenizer = toy_demo
+    model, chat = toy_demo
     with pytest.raises(ValueError, match="got 0 prompts"):
-        evaluate(model, tokenizer, [])
+        evaluate(model, chat, [])
     with pytest.raises(ValueError, match="does not know the prompt"):
-        evaluate(model, tokenizer, ["What is love?"])
+        evaluate(model, chat, ["What is love?"])
 
 
 def _scores(wanted: bool, kl: float) -> DemoScores:

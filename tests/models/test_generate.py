@@ -9,6 +9,7 @@ import pytest
 import torch
 from golden_support import Golden
 
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation.sampling import sample_answers, sample_completions
 from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import PLANNED, use_planned_attention
@@ -17,6 +18,11 @@ from minimind_dpo.models.load import LoadedModel
 from .conftest import tiny_tokenizer
 
 TURNS = [{"role": "user", "content": "w1 w2 w3"}]
+
+
+def chat_of(loaded: LoadedModel) -> Chat:
+    assert loaded.tokenizer is not None
+    return Chat(loaded.tokenizer)
 
 
 @pytest.fixture
@@ -53,14 +59,13 @@ def test_a_completion_stops_at_its_end_token(loaded: LoadedModel) -> None:
 
 
 def test_training_is_not_disturbed(loaded: LoadedModel) -> None:
-    model, tokenizer = loaded.model.train(), loaded.tokenizer
-    assert tokenizer is not None
+    model, chat = loaded.model.train(), chat_of(loaded)
     model.model.layers[1].eval()  # not every module is in the same mode
     use_planned_attention(model, True)
     torch.manual_seed(11)
     expected = torch.rand(4)
     torch.manual_seed(11)
-    sample_answers(model, tokenizer, [TURNS], max_new_tokens=4, seed=3)
+    sample_answers(model, chat, [chat.encode_prompt(TURNS)], max_new_tokens=4, seed=3)
     assert torch.equal(torch.rand(4), expected)
     assert model.training
     assert not model.model.layers[1].training
@@ -69,13 +74,12 @@ def test_training_is_not_disturbed(loaded: LoadedModel) -> None:
 
 
 def test_a_seed_repeats_its_answers_and_another_gives_others(loaded: LoadedModel) -> None:
-    tokenizer = loaded.tokenizer
-    assert tokenizer is not None
+    chat = chat_of(loaded)
 
     def answers(seed: int) -> list[str]:
-        prompts = [TURNS, "w4 w5", TURNS]
+        prompts = [chat.encode_prompt(prompt) for prompt in (TURNS, "w4 w5", TURNS)]
         return sample_answers(
-            loaded.model, tokenizer, prompts, max_new_tokens=12, seed=seed, batch_size=2
+            loaded.model, chat, prompts, max_new_tokens=12, seed=seed, batch_size=2
         )
 
     assert answers(0) == answers(0)
@@ -83,21 +87,28 @@ def test_a_seed_repeats_its_answers_and_another_gives_others(loaded: LoadedModel
     assert not any("<|" in answer for answer in answers(0))
 
 
-def test_chat_prompts_are_rendered_up_to_the_assistants_turn(
+def test_answers_end_where_the_chat_or_the_model_ends_them(
     loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[list[int]] = []
+    ends: list[object] = []
 
     def spy(model: object, prompts: list[list[int]], **kwargs: object) -> list[list[int]]:
-        seen.extend(prompts)
-        assert kwargs["end_ids"] == [2]  # <|im_end|>
+        ends.append(kwargs["end_ids"])
         return [[7, 2] for _ in prompts]
 
     monkeypatch.setattr("minimind_dpo.evaluation.sampling.sample_completions", spy)
-    assert loaded.tokenizer is not None
-    assert sample_answers(loaded.model, loaded.tokenizer, [TURNS, "w1"]) == ["w2", "w2"]
-    # <|im_start|> user w1 w2 w3 <|im_end|> <|im_start|> assistant
-    assert seen == [[1, 3, 6, 7, 8, 2, 1, 4], [6]]
+    for own in (2, [5, 9], None):
+        loaded.model.generation_config.eos_token_id = own
+        assert sample_answers(loaded.model, chat_of(loaded), [[6], [7]]) == ["w2", "w2"]
+    assert ends == [[2], [2, 5, 9], [2]]  # 2 is <|im_end|>
+
+
+def test_prompt_and_answer_fit_the_models_positions(loaded: LoadedModel) -> None:
+    """Of 8 positions an answer gets 4, and a prompt of 6 tokens is cut to its last 4."""
+    loaded.model.config.max_position_embeddings = 8
+    prompt = [3, 4, 5, 6, 7, 8]
+    (got,) = sample_completions(loaded.model, [prompt], end_ids=[], temperature=0)
+    assert got == greedy(loaded.model, prompt[-4:], 4, set())
 
 
 def test_settings_of_the_model_do_not_leak_into_sampling(loaded: LoadedModel) -> None:

@@ -1,11 +1,11 @@
-"""`samples.md` has one block a step, whatever was run twice."""
+"""`samples.md` has one block a step, whatever was run twice and whatever is in it."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from minimind_dpo.training.callbacks.samples import quoted, write_block
+from minimind_dpo.training.callbacks.samples import SHOWN, headed, quoted, write_block
 
 
 def steps(path: Path) -> list[int]:
@@ -31,3 +31,17 @@ def test_an_answer_that_looks_like_a_heading_is_none(tmp_path: Path) -> None:
     write_block(path, 2, "next")
     assert steps(path) == [1, 2]
     assert "Step 99" in path.read_text()
+
+
+def test_a_prompt_that_looks_like_a_heading_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "samples.md"
+    prompt = "Hello\n## Step 99\n\nAnswer:\n"
+    assert headed("Hello") == "**Hello**"
+    assert headed(prompt) == "    Hello\n    ## Step 99\n    \n    Answer:"
+    write_block(path, 1, headed(prompt))
+    write_block(path, 2, "next")
+    assert steps(path) == [1, 2]
+
+
+def test_of_a_long_prompt_the_end_is_shown() -> None:
+    assert headed("a" * 10 + "b" * SHOWN) == "**… " + "b" * SHOWN + "**"

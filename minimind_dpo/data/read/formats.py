@@ -19,7 +19,9 @@ from typing import Any
 from minimind_dpo.batch import Message
 from minimind_dpo.data.read.messages import RecordError, kind_of, parse_json
 
-COLUMNS = ("prompt", "conversations", "chosen", "rejected", "system", "tools", "margin", "weight")
+OF_TURNS = ("system", "tools", "chat_template_kwargs")
+"""Columns of files that hold conversations."""
+COLUMNS = ("prompt", "conversations", "chosen", "rejected", *OF_TURNS, "margin", "weight")
 """What a pair is read from."""
 KNOWN = (*COLUMNS, "question", "instruction", "input", "history")
 """Columns that mean something in one format or another."""
@@ -38,11 +40,14 @@ class Fields:
         values: What is there and is not null.
         kind: Name of the format; empty where it depends on what the sides hold.
         ignored: Columns of the file that mean nothing here.
+        speaks: Text is what a user and an assistant said, as the columns of the file show: they are
+            a known format's, or there is one of `OF_TURNS`, whatever it holds.
     """
 
     values: dict[str, Any]
     kind: str
     ignored: set[str]
+    speaks: bool
 
 
 def find_fields(record: Any, names: Mapping[str, str], is_text: bool = False) -> Fields:
@@ -74,7 +79,8 @@ def find_fields(record: Any, names: Mapping[str, str], is_text: bool = False) ->
     sides = (values["chosen"], values["rejected"])
     if not _has_prompt(values) and not all(isinstance(side, list) for side in sides):
         _need(("prompt",), values, record, names)
-    return Fields(values, kind, record.keys() - own)
+    speaks = bool(kind) or any(sources[column] in record for column in OF_TURNS)
+    return Fields(values, kind, record.keys() - own, speaks)
 
 
 def _has_prompt(values: Mapping[str, Any]) -> bool:

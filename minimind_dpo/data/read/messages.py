@@ -88,6 +88,17 @@ def parse_tools(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     return tuple(value) or None
 
 
+def parse_template_options(value: Any, where: str) -> dict[str, Any] | None:
+    """Parse variables of the chat template, given as an object or as its JSON; nulls are absent."""
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        value = parse_json(value, where)
+    if not isinstance(value, dict):
+        raise RecordError(f"{where} is {kind_of(value)}, not an object with variables")
+    return {name: item for name, item in value.items() if item is not None} or None
+
+
 def parse_json(text: str, where: str) -> Any:
     """Read a value that is given as its JSON."""
     try:

@@ -8,9 +8,12 @@ Recognised, record by record; `formats` has those whose columns have other names
     sharegpt          {"conversations": [turns], "chosen": ..., "rejected": ...}
 
 A turn is {"role", "content"} or {"from", "value"}; a side is a list of turns, one turn, or text.
-Optional columns: `system` (text), `tools` (a list, or its JSON), `margin`, `weight`. The answer is
-the last assistant turn of each side; turns after it are ignored and counted, and all turns before
-it must be the same on both sides. A key that holds null counts as absent.
+Optional columns: `system` (text), `tools` (a list, or its JSON), `chat_template_kwargs` (variables
+of the chat template, or their JSON), `margin`, `weight`. Three texts are plain text, unless the
+record has one of the first three columns, be it empty: then they are turns, as in the other lines
+of its file. The answer is the last assistant turn of each side; turns after it are ignored and
+counted, and all turns before it must be the same on both sides. A key that holds null counts as
+absent.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from minimind_dpo.data.read.messages import (
     check_json,
     kind_of,
     parse_number,
+    parse_template_options,
     parse_tools,
     parse_turn,
     parse_turns,
@@ -172,7 +176,7 @@ def parse_record(
     weight = parse_number(values, "weight", 1.0)
     if weight < 0:
         raise RecordError(f"'weight' is {weight}, it must not be negative")
-    if _is_plain(values):
+    if not fields.speaks and _is_plain(values):
         texts = values["prompt"], values["chosen"], values["rejected"]
         check_json(texts)
         if not values["prompt"].strip():
@@ -191,14 +195,15 @@ def parse_record(
     if tools is None and turns[0]["role"] == "system":
         inside = turns[0].get("tools", turns[0].get("functions"))
         tools = parse_tools(inside, "'tools' of the system turn")
-    check_json([chosen, rejected, tools])
-    pair = PreferencePair(turns, chosen[-1], rejected[-1], source, tools, margin, weight)
+    options = parse_template_options(values.get("chat_template_kwargs"), "'chat_template_kwargs'")
+    check_json([chosen, rejected, tools, options])
+    pair = PreferencePair(turns, chosen[-1], rejected[-1], source, tools, margin, weight, options)
     return ParsedRecord(pair, fields.kind or kind, ignored, fields.ignored)
 
 
 def _is_plain(values: dict[str, Any]) -> bool:
-    """Three texts and nothing that only turns can carry."""
-    if any(values.get(key) for key in ("system", "tools")) or "conversations" in values:
+    """Three texts."""
+    if "conversations" in values:
         return False
     return all(isinstance(values.get(key), str) for key in ("prompt", "chosen", "rejected"))
 

@@ -32,8 +32,8 @@ from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
 from minimind_dpo.data.store.report import ReportBuilder
 from minimind_dpo.data.store.sealed import DamagedFileError
 from minimind_dpo.data.store.token_store import FORMAT, StoreWriter, TokenStore
-from minimind_dpo.data.tokenize.chat import as_answer, as_turns
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
+from minimind_dpo.data.tokenize.rendering import as_answer, as_turns
 from minimind_dpo.disk import remove_dead, workspace
 
 READER = 2

@@ -24,7 +24,7 @@ _EMPTY_SHOWN = 3
 REASONS = {
     "identical": "both sides the same",
     "no_signal": "both sides the same once cut",
-    "template": "refused by the chat template",
+    "template": "not rendered by the chat template",
 }
 """Kinds of `Dropped`, as messages name them."""
 
@@ -39,6 +39,8 @@ class ReportBuilder:
         dropped: Pairs not kept, by kind.
         duplicates: Kept pairs that are the same, token by token, as one kept before.
         reasoning_lost: Kept pairs whose template printed an answer without its reasoning.
+        skips_template: Kept pairs of plain text, where there is a chat template.
+        unread: Kept pairs with tools, or a template option, that the template does not read.
         empty: Sources of kept pairs whose chosen or rejected answer says nothing.
         largest_id: The largest token id.
     """
@@ -48,6 +50,8 @@ class ReportBuilder:
     dropped: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
     reasoning_lost: int = 0
+    skips_template: int = 0
+    unread: Counter[str] = field(default_factory=Counter)
     empty: dict[str, list[str]] = field(default_factory=lambda: {"chosen": [], "rejected": []})
     largest_id: int = 0
     _seen: set[bytes] = field(default_factory=set)
@@ -64,7 +68,9 @@ class ReportBuilder:
         self.cut["prompt"] += result.prompt_cut
         self.cut["chosen"] += result.chosen_cut
         self.cut["rejected"] += result.rejected_cut
-        self.reasoning_lost += result.reasoning_lost
+        self.reasoning_lost += result.texts.reasoning_lost
+        self.skips_template += result.texts.skips_template
+        self.unread.update(result.texts.unread)
         parts = (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)
         self.largest_id = max(self.largest_id, *(int(part.max()) for part in parts))
         lengths = np.array([len(part) for part in parts], np.int64)
@@ -92,6 +98,8 @@ class ReportBuilder:
             "truncated": {side: self.cut[side] for side in ("prompt", "chosen", "rejected")},
             "duplicates": self.duplicates,
             "reasoning_lost": self.reasoning_lost,
+            "skips_template": self.skips_template,
+            "unread": dict(self.unread),
             "empty": {side: len(sources) for side, sources in self.empty.items()},
             "empty_first": {side: sources[:_EMPTY_SHOWN] for side, sources in self.empty.items()},
             "tokens": {

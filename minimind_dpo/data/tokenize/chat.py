@@ -1,207 +1,189 @@
-"""From a preference pair to three texts: the prompt, and what each answer adds to it.
+"""`Chat`: how prompts and pairs become tokens, for training data, samples, judges and export.
 
-1. Protect. Whatever in the conversation spells a special token is replaced by a mark (one
-   private-use character per token), so that nobody's text can open or close a turn.
-2. Render. The chat template prints the prompt with its generation header, and each whole
-   conversation. A completion is what the second has beyond the first, without what the template
-   puts after the end-of-turn token.
-3. Think blocks, decided once a pair. An empty block that both answers begin with belongs to the
-   prompt, as at inference. If either answer has real reasoning, the prompt stops at the header and
-   both completions keep their blocks.
-4. Anchor. The special tokens that are left are the template's own. Each becomes an anchor (another
-   private-use character, a token of its own in `tokenization`), and the marks become text again.
+Turns are rendered by the chat template (`rendering`). Plain text stays plain: prompt, answer and
+the end-of-text token are joined as they are. A base model, whose tokenizer has no template, so
+trains on plain text and samples from it.
 """
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import jinja2
+import numpy as np
 
 from minimind_dpo.batch import Message, PreferencePair
-from minimind_dpo.data.tokenize.special_tokens import THOUGHT, RenderError, SpecialText, any_of
+from minimind_dpo.data.tokenize.rendering import RenderedPair, Renderer, as_turns
+from minimind_dpo.data.tokenize.special_tokens import (
+    RenderError,
+    TextEncoder,
+    special_tokens_of,
+)
+from minimind_dpo.data.tokenize.template import ChatTemplate, find_template
+from minimind_dpo.options.problem import ConfigError, Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_EMPTY_THINK = re.compile(r"<think>[ \t\n]*</think>\n{0,2}")
-_HEADER_THINK = re.compile(r"<think>[ \t\n]*(?:</think>[ \t\n]*)?\Z")
-_REAL_THINK = re.compile(r"<think>(?![ \t\n]*</think>)")
-_QUESTION, _ANSWER = "sentinelquestion", "sentinelanswer"
 
-
-@dataclass(frozen=True, slots=True)
-class RenderedPair:
-    """Texts of one pair, special tokens as anchors.
-
-    Attributes:
-        prompt: What generation sees before it answers.
-        chosen: Content and end-of-turn token of the chosen answer.
-        rejected: The same of the rejected one.
-        reasoning_lost: The template printed an answer without the reasoning that the data has.
-    """
-
-    prompt: str
-    chosen: str
-    rejected: str
-    reasoning_lost: bool = False
-
-
-class ChatRenderer:
-    """Prints pairs with a chat template.
+class Chat:
+    """Renders and encodes with one tokenizer, and one chat template or none.
 
     Args:
-        tokenizer: Supplies the template's engine and its special tokens.
-        template: Jinja text of the template.
-        text: Keeps the special tokens apart.
-        added_tokens: Spellings of all added tokens, special or not, one of which ends a turn.
-        empty_think: `keep` empty think blocks or `remove` them.
-        options: Further variables of the template, for example `enable_thinking`.
+        tokenizer: A tokenizer of `transformers` with a Rust backend; left as it is.
+        chat_template: As `find_template` takes it.
+        template_options: Further variables of the template, for example `enable_thinking`.
+        empty_think: `keep` the empty think blocks of a template, or `remove` them.
+        text_as_turns: Take plain text for what a user said and an assistant answered.
+
+    Attributes:
+        tokenizer: The tokenizer, whose own template is the one in use; this one is exported.
+        end_ids: Tokens that end an answer: the end of a turn, and of a text.
 
     Raises:
-        ValueError: If the template ends an answer with no token that generation could stop at.
+        ConfigError: Tokenizer, template or options cannot be used; the message names the key.
     """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
-        template: str,
-        text: SpecialText,
-        added_tokens: Sequence[str],
+        chat_template: str = "auto",
+        template_options: Mapping[str, Any] | None = None,
         empty_think: str = "keep",
-        options: Mapping[str, Any] | None = None,
+        text_as_turns: bool = False,
     ) -> None:
-        self._tokenizer = tokenizer
-        self._template = template
-        self._text = text
-        self._removes = empty_think == "remove"
-        self._options = dict(options or {})
-        self._end, self._after_end = self._find_end(added_tokens)
+        if empty_think not in ("keep", "remove"):
+            raise ValueError(f"data.empty_think is {empty_think!r}; it is 'keep' or 'remove'")
+        text = find_template(tokenizer, chat_template)
+        options = dict(template_options or {})
+        self._choices = [text, options, empty_think, text_as_turns]
+        self._text_as_turns = text_as_turns
+        self._chat_template = chat_template
+        self.tokenizer = tokenizer if text is None else _with_template(tokenizer, text)
+        ends = {tokenizer.eos_token_id}
+        self._tokens = special_tokens_of(tokenizer)
+        self._renderer: Renderer | None = None
+        if text is not None:
+            spellings = [*self._tokens.spellings, str(tokenizer.eos_token or "")]
+            template = ChatTemplate(tokenizer, text, spellings, options)
+            ends.add(tokenizer.convert_tokens_to_ids(template.end_token))
+            self._renderer = Renderer(template, self._tokens, empty_think)
+        elif options or text_as_turns:
+            key = "template_options" if options else "text_as_turns"
+            raise ConfigError([self._no_template(f"data.{key} needs")])
+        self.end_ids: list[int] = sorted(end for end in ends if end is not None)
 
-    def _find_end(self, added_tokens: Sequence[str]) -> tuple[str, str]:
-        """What the template prints after an answer, up to its end-of-turn token, and beyond it."""
-        where = "data.chat_template: the template"
-        question: Message = {"role": "user", "content": _QUESTION}
-        try:
-            whole = self._print([question, {"role": "assistant", "content": _ANSWER}], None)
-        except RenderError as error:
-            raise ValueError(
-                f"{where} cannot print one question and its answer: {error}"
-            ) from error
-        before, found, after = whole.rpartition(_ANSWER)
-        if not found or _QUESTION not in before:
-            raise ValueError(f"{where} leaves out the question or the answer of a plain exchange")
-        end = any_of([token for token in added_tokens if token]).search(after)
-        if end is None:
-            raise ValueError(
-                f"{where} prints {after!r} after an answer, in which there is no token to stop at; "
-                "a model trained on it would never end an answer. Give another template"
-            )
-        return after[: end.end()], after[end.end() :]
+    @property
+    def has_template(self) -> bool:
+        """Whether turns can be rendered."""
+        return self._renderer is not None
 
-    def prompt(self, turns: Sequence[Message], tools: Any = None) -> str:
-        """Text that generation starts from, special tokens as anchors.
+    @cached_property
+    def _encoder(self) -> TextEncoder:
+        # Made when it is first needed: a vocabulary of 150,000 tokens takes seconds to copy.
+        return TextEncoder(self.tokenizer, self._tokens)
+
+    @property
+    def rules(self) -> list[Any]:
+        """Everything that decides which ids a text becomes, as plain values."""
+        special = {str(k): str(v) for k, v in self.tokenizer.special_tokens_map.items()}
+        return [*self._choices, special, self._encoder.content]
+
+    def question(self, text: str) -> Sequence[Message] | str:
+        """What a person types: a user's turn, or plain text where there is no chat template."""
+        return as_turns(text) if self.has_template else text
+
+    def render_prompt(self, prompt: Sequence[Message] | str) -> str:
+        """Text that an answer is generated from, special tokens as placeholders.
+
+        Args:
+            prompt: Turns, or plain text.
 
         Raises:
-            RenderError: If the template refuses these turns.
+            RenderError: The prompt is empty text, or the template fails on these turns.
+            ConfigError: There are turns and no template.
         """
-        printed = self._print([self._protected(t) for t in turns], self._protect_all(tools), True)
-        return self._text.anchor(_EMPTY_THINK.sub("", printed) if self._removes else printed)
+        if not self._is_plain(prompt):
+            return self._need_renderer("turns need").prompt(as_turns(prompt))
+        if not prompt:
+            raise RenderError("is empty, so there is nothing to continue")
+        return self._plain(str(prompt))
 
-    def pair(self, pair: PreferencePair) -> RenderedPair:
-        """Texts of the prompt and of both completions, special tokens as anchors.
+    def encode_prompt(self, prompt: Sequence[Message] | str) -> list[int]:
+        """Token ids that an answer is generated from; arguments and errors as `render_prompt`."""
+        (ids,) = self._encoder.encode([self.render_prompt(prompt)])
+        opening = self._encoder.opening.tolist() if self._is_plain(prompt) else []
+        return [*opening, *ids.tolist()]
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """Text of token ids, with or without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=not special))
+
+    def render(self, pair: PreferencePair) -> RenderedPair:
+        """Texts of the prompt and of both completions, special tokens as placeholders.
 
         Raises:
-            RenderError: If the template refuses this conversation, or prints it so that the whole
-                does not begin with the prompt.
+            RenderError: This pair cannot be rendered.
+            ConfigError: The pair has turns and there is no template; or it is plain text and there
+                is no end-of-text token.
         """
-        turns = [self._protected(turn) for turn in as_turns(pair.prompt)]
-        tools = self._protect_all(pair.tools)
-        answers = [self._protected(as_answer(side)) for side in (pair.chosen, pair.rejected)]
-        base = self._print(turns, tools, True)
-        header = _HEADER_THINK.sub("", base)
-        tails = [self._tail(header, self._print([*turns, answer], tools)) for answer in answers]
-        prompt, tails = self._place_think(base, header, tails)
-        lost = any(_loses_reasoning(a, t) for a, t in zip(answers, tails, strict=True))
-        chosen, rejected = map(self._text.anchor, tails)
-        return RenderedPair(self._text.anchor(prompt), chosen, rejected, lost)
+        sides = (pair.prompt, pair.chosen, pair.rejected)
+        if pair.tools or pair.template_options or not all(map(self._is_plain, sides)):
+            return self._need_renderer(f"{pair.source} has turns or tools, which need").pair(pair)
+        if self.tokenizer.eos_token_id is None:
+            why = f"{pair.source} is plain text, which needs an end-of-text token, but it has none"
+            raise ConfigError([Problem("model.tokenizer", why, "Set its eos_token.")])
+        prompt, chosen, rejected = (self._plain(str(side)) for side in sides)
+        return RenderedPair(prompt, chosen, rejected, plain=True, skips_template=self.has_template)
 
-    def _tail(self, header: str, whole: str) -> str:
-        if not whole.startswith(header):
-            raise RenderError(
-                "the chat template prints the whole conversation so that it does not begin with "
-                "its prompt; such a template cannot be used for preference pairs"
-            )
-        tail = whole[len(header) :].removesuffix(self._after_end)
-        if not tail.endswith(self._end):
-            raise RenderError(f"the chat template does not end this answer with {self._end!r}")
-        return tail
+    def encode(self, rendered: Sequence[RenderedPair]) -> list[list[np.ndarray]]:
+        """Ids, int32 (length,) each, of [prompt, chosen, rejected] of each pair."""
+        prompts = self._encoder.encode([texts.prompt for texts in rendered])
+        before = [texts.prompt for texts in rendered for _ in range(2)]
+        after = [side for texts in rendered for side in (texts.chosen, texts.rejected)]
+        sides = self._encoder.encode_continuations(before, after)
+        triples = zip(rendered, prompts, sides[::2], sides[1::2], strict=True)
+        return [self._closed(parts) if texts.plain else parts for texts, *parts in triples]
 
-    def _place_think(self, base: str, header: str, tails: list[str]) -> tuple[str, list[str]]:
-        """Decide, for both sides at once, where think blocks stand."""
-        real = any(_REAL_THINK.match(tail) for tail in tails)
-        blocks = [match[0] if (match := _EMPTY_THINK.match(tail)) else "" for tail in tails]
-        if self._removes:
-            header = _EMPTY_THINK.sub("", header)
-            if real:
-                return header, tails
-            return header, [t[len(b) :] for t, b in zip(tails, blocks, strict=True)]
-        if blocks[0] and blocks[0] == blocks[1]:
-            return header + blocks[0], [tail[len(blocks[0]) :] for tail in tails]
-        closed = base.rstrip().endswith("</think>")
-        if closed and not any(tail.startswith("<think>") for tail in tails):
-            return base, tails
-        return header, tails
+    def _closed(self, parts: list[np.ndarray]) -> list[np.ndarray]:
+        """Plain text with what begins and ends a text."""
+        prompt, *sides = parts
+        end = np.array([self.tokenizer.eos_token_id], np.int32)
+        opened = np.concatenate([self._encoder.opening, prompt])
+        return [opened, *(np.concatenate([side, end]) for side in sides)]
 
-    def _print(self, turns: list[Message], tools: Any, generate: bool = False) -> str:
-        try:
-            printed = self._tokenizer.apply_chat_template(
-                turns,
-                tools=tools,
-                chat_template=self._template,
-                add_generation_prompt=generate,
-                tokenize=False,
-                **self._options,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            raise RenderError(f"the chat template refuses this conversation: {error}") from error
-        assert isinstance(printed, str)
-        return printed
+    def _is_plain(self, side: Any) -> bool:
+        return isinstance(side, str) and not self._text_as_turns
 
-    def _protected(self, turn: Message) -> Message:
-        protected: Message = {
-            key: value if key == "role" else self._protect_all(value)
-            for key, value in turn.items()
-            if key != "content"
-        }
-        is_answer = turn["role"] == "assistant"
-        protect = self._text.protect_answer if is_answer else self._text.protect
-        return {**protected, "content": protect(turn["content"])}
+    def _plain(self, text: str) -> str:
+        self._tokens.escape(text)  # refuses the characters that stand for special tokens
+        return text
 
-    def _protect_all(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._text.protect(value)
-        if isinstance(value, Mapping):
-            return {self._protect_all(k): self._protect_all(item) for k, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self._protect_all(item) for item in value]
-        return value
+    def _need_renderer(self, what: str) -> Renderer:
+        if self._renderer is None:
+            raise ConfigError([self._no_template(what)])
+        return self._renderer
+
+    def _no_template(self, what: str) -> Problem:
+        """What cannot be done without a template, and where one would come from."""
+        left_out = self._chat_template == "none"
+        why = "this leaves it out" if left_out else "the tokenizer has none"
+        return Problem(
+            "data.chat_template",
+            f"{what} a chat template, but {why}",
+            "Use auto, or a file: data.chat_template=FILE."
+            if left_out
+            else "Give one: data.chat_template=FILE.",
+            self._chat_template,
+        )
 
 
-def as_turns(prompt: tuple[Message, ...] | str) -> tuple[Message, ...]:
-    """A prompt as turns: plain text becomes what the user said."""
-    return ({"role": "user", "content": prompt},) if isinstance(prompt, str) else prompt
-
-
-def as_answer(side: Message | str) -> Message:
-    """One side as an assistant turn."""
-    return {"role": "assistant", "content": side} if isinstance(side, str) else side
-
-
-def _loses_reasoning(answer: Message, tail: str) -> bool:
-    thought = THOUGHT.fullmatch(answer["content"])
-    reasoning = answer.get("reasoning_content") or (thought[2] if thought else "")
-    return reasoning.strip() not in tail
+def _with_template(tokenizer: PreTrainedTokenizerBase, text: str) -> PreTrainedTokenizerBase:
+    """The tokenizer with this chat template as its own; the same one where it is already."""
+    if tokenizer.chat_template == text:
+        return tokenizer
+    other = copy.copy(tokenizer)
+    other.chat_template = text
+    return other

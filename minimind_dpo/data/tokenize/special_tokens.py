@@ -1,11 +1,14 @@
-"""Special tokens that are the template's own, told apart from text that spells one.
+"""Special tokens that a chat template wrote, told apart from text that spells one.
 
-Before a conversation is printed, `SpecialText.protect` replaces what spells a special token in it
-by a mark, one private-use character per token. After it is printed, `SpecialText.anchor` replaces
-the special tokens that the template wrote by anchors, other private-use characters, and marks by
-the text they stand for. `AnchoredEncoder` gives each anchor a token of its own in a copy of the
-tokenizer, encodes with special tokens switched off, and maps the anchors' ids to the special
-tokens'. So ids are those of ordinary encoding, save that no one's text can be a special token.
+1. Before a conversation is rendered, `SpecialTokens.escape` replaces what spells a special token in
+   it by an escape, one private-use character per token: no text can open or close a turn.
+2. After it is rendered, the special tokens that are left are the template's own.
+   `SpecialTokens.place` replaces each by a placeholder, another private-use character, and then
+   each escape by the text it stands for.
+3. `TextEncoder` gives each placeholder a token of its own in a copy of the tokenizer, encodes with
+   special tokens switched off, and maps the placeholders' ids to those of the special tokens.
+
+So ids are those of ordinary encoding, save that no text becomes a special token.
 """
 
 from __future__ import annotations
@@ -18,112 +21,140 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from minimind_dpo.options.problem import ConfigError, Problem
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 THOUGHT = re.compile(r"(\s*<think>)(.*?)(</think>)(.*)", re.DOTALL)
 """An answer that begins with its reasoning: tag, reasoning, tag, and the rest."""
 
-_FIRST_MARK, _FIRST_ANCHOR, _LAST = 0x100000, 0x108000, 0x10FFFD
-_RESERVED = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_LAST)}]")
-_MARK = re.compile(f"[{chr(_FIRST_MARK)}-{chr(_FIRST_ANCHOR - 1)}]")
+_FIRST_ESCAPE, _FIRST_PLACEHOLDER, _LAST = 0x100000, 0x108000, 0x10FFFD
+_RESERVED = re.compile(f"[{chr(_FIRST_ESCAPE)}-{chr(_LAST)}]")
+_ESCAPE = re.compile(f"[{chr(_FIRST_ESCAPE)}-{chr(_FIRST_PLACEHOLDER - 1)}]")
 _THINK_TAGS = ("<think>", "</think>")
 
 
 class RenderError(ValueError):
-    """A pair that the chat template cannot print as a prompt and two answers."""
+    """A conversation that cannot become text; the message goes after `dpo.jsonl:17: `."""
 
 
-class SpecialText:
-    """Keeps text that spells special tokens apart from special tokens.
+class SpecialTokens:
+    """The special tokens of a tokenizer, and the characters that stand for them in a text.
 
     Args:
-        specials: Spellings of the special tokens; anchor i stands for `specials[i]`.
+        added: (id, token) of all added tokens; placeholder i stands for the i-th special one.
+
+    Attributes:
+        special: (id, token) of those that are special, by id.
+        spellings: Of all added tokens, special or not.
+        placeholders: One character for each of `special`.
     """
 
-    def __init__(self, specials: Sequence[str]) -> None:
-        assert len(specials) < _FIRST_ANCHOR - _FIRST_MARK - len(_THINK_TAGS)
-        self.anchors = tuple(chr(_FIRST_ANCHOR + i) for i in range(len(specials)))
-        self._to_anchor = dict(zip(specials, self.anchors, strict=True))
-        self._special = any_of(specials)
-        spelt = list(dict.fromkeys([*specials, *_THINK_TAGS]))
-        self._to_mark = {text: chr(_FIRST_MARK + i) for i, text in enumerate(spelt)}
-        self._to_text = {mark: text for text, mark in self._to_mark.items()}
-        self._spelt = any_of(spelt)
+    def __init__(self, added: Sequence[tuple[int, AddedToken]]) -> None:
+        self.special = sorted((i, token) for i, token in added if token.special)
+        self.spellings = [token.content for _, token in added]
+        contents = [token.content for _, token in self.special]
+        assert len(contents) < _FIRST_PLACEHOLDER - _FIRST_ESCAPE - len(_THINK_TAGS)
+        self.placeholders = tuple(chr(_FIRST_PLACEHOLDER + i) for i in range(len(contents)))
+        self._to_placeholder = dict(zip(contents, self.placeholders, strict=True))
+        self._any_special = any_of(contents)
+        escaped = list(dict.fromkeys([*contents, *_THINK_TAGS]))
+        self._to_escape = {text: chr(_FIRST_ESCAPE + i) for i, text in enumerate(escaped)}
+        self._to_text = {character: text for text, character in self._to_escape.items()}
+        self._any_escaped = any_of(escaped)
 
-    def protect(self, text: str) -> str:
-        """Replace what spells a special token, or a think tag, by marks."""
+    def escape(self, text: str) -> str:
+        """Replace what spells a special token, or a think tag, by escapes.
+
+        Raises:
+            RenderError: The text has a character that escapes and placeholders are made of.
+        """
         if _RESERVED.search(text):
             raise RenderError(
                 "has a character of the private-use plane 16 (U+100000 and up), which is reserved "
                 "here to keep text and special tokens apart; remove it"
             )
-        return self._spelt.sub(lambda match: self._to_mark[match[0]], text)
+        return self._any_escaped.sub(lambda match: self._to_escape[match[0]], text)
 
-    def protect_answer(self, text: str) -> str:
-        """Like `protect`, for an assistant turn: the tags of its own think block stay."""
+    def escape_answer(self, text: str) -> str:
+        """Like `escape`, for an assistant turn: the tags of its own think block stay."""
         thought = THOUGHT.fullmatch(text)
         if thought is None:
-            return self.protect(text)
+            return self.escape(text)
         opening, reasoning, closing, rest = thought.groups()
-        return opening + self.protect(reasoning) + closing + self.protect(rest)
+        return opening + self.escape(reasoning) + closing + self.escape(rest)
 
-    def anchor(self, rendered: str) -> str:
-        """Turn the special tokens of rendered text into anchors, then marks into text."""
-        anchored = self._special.sub(lambda match: self._to_anchor[match[0]], rendered)
-        return _MARK.sub(lambda match: self._to_text[match[0]], anchored)
+    def place(self, rendered: str) -> str:
+        """Replace the special tokens of rendered text by placeholders, then escapes by text."""
+        placed = self._any_special.sub(lambda match: self._to_placeholder[match[0]], rendered)
+        return _ESCAPE.sub(lambda match: self._to_text[match[0]], placed)
 
 
 def any_of(spellings: Sequence[str]) -> re.Pattern[str]:
     """Pattern that matches any of these, the longest first; nothing where there is none."""
-    longest_first = sorted(spellings, key=len, reverse=True)
+    longest_first = sorted(filter(None, spellings), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-class AnchoredEncoder:
-    """Encodes anchored text with a copy of a tokenizer.
+def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
+    """The special tokens of a tokenizer.
+
+    Raises:
+        ConfigError: As `TextEncoder`.
+    """
+    return SpecialTokens(list(_backend(tokenizer).get_added_tokens_decoder().items()))
+
+
+class TextEncoder:
+    """Encodes text with placeholders, by copies of a tokenizer.
+
+    Args:
+        tokenizer: With a Rust backend; left as it is.
+        tokens: Its special tokens.
 
     Attributes:
         content: The tokenizer as JSON, without settings of a single call (truncation, padding).
-        text: Tells special tokens and text apart.
-        added_tokens: Spellings of all added tokens, special or not.
         opening: int32 (any length,), ids that the tokenizer itself puts before a text, as a
             beginning-of-text token.
 
     Raises:
-        ValueError: If the tokenizer is not one of the `tokenizers` library.
+        ConfigError: If the tokenizer is not one of the `tokenizers` library.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.content = _content(tokenizer)
-        start = Tokenizer.from_str(self.content)
-        added = start.get_added_tokens_decoder()
-        self._specials = [(i, token) for i, token in sorted(added.items()) if token.special]
-        self.added_tokens = [token.content for token in added.values()]
-        self.text = SpecialText([token.content for _, token in self._specials])
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens: SpecialTokens) -> None:
+        self._tokens = tokens
+        start = Tokenizer.from_str(_backend(tokenizer).to_str())
+        start.no_truncation()
+        start.no_padding()
+        self.content = start.to_str()
         self.opening = _opening(start)
-        follow = json.dumps(_without_prefix(json.loads(self.content)), sort_keys=True)
-        prefixes = follow != json.dumps(json.loads(self.content), sort_keys=True)
-        self._follow = self._anchored(Tokenizer.from_str(follow)) if prefixes else None
-        self._start = self._anchored(start)
-        self._special_ids = self._anchors_to_specials()
+        plain = json.loads(self.content)
+        unprefixed = _without_prefix(plain)
+        self._start = self._with_placeholders(start)
+        self._follow = self._start
+        if unprefixed != plain:
+            follow = Tokenizer.from_str(json.dumps(unprefixed))
+            self._follow = self._with_placeholders(follow)
+        self._special_ids = self._placeholders_to_specials()
 
-    def _anchored(self, tokenizer: Tokenizer) -> Tokenizer:
-        """Add a token for each anchor, which eats space around it as its special token does."""
-        anchors = [
-            AddedToken(anchor, lstrip=t.lstrip, rstrip=t.rstrip, normalized=False, special=False)
-            for anchor, (_, t) in zip(self.text.anchors, self._specials, strict=True)
-        ]
-        tokenizer.add_tokens(anchors)
+    def _with_placeholders(self, tokenizer: Tokenizer) -> Tokenizer:
+        """Add a token for each placeholder, which eats space around it as its special token."""
+        tokenizer.add_tokens(
+            [
+                AddedToken(c, lstrip=t.lstrip, rstrip=t.rstrip, normalized=False, special=False)
+                for c, (_, t) in zip(self._tokens.placeholders, self._tokens.special, strict=True)
+            ]
+        )
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def _anchors_to_specials(self) -> np.ndarray:
-        """Table of ids: an anchor's gives its special token's, any other itself."""
+    def _placeholders_to_specials(self) -> np.ndarray:
+        """Table of ids: a placeholder's gives its special token's, any other itself."""
         vocabulary = self._start.get_vocab(with_added_tokens=True)
-        anchor_ids = [vocabulary[anchor] for anchor in self.text.anchors]
         table = np.arange(max(vocabulary.values()) + 1, dtype=np.int32)
-        table[anchor_ids] = [index for index, _ in self._specials]
+        placeholder_ids = [vocabulary[character] for character in self._tokens.placeholders]
+        table[placeholder_ids] = [index for index, _ in self._tokens.special]
         return table
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -136,31 +167,29 @@ class AnchoredEncoder:
         Tokenizers that put a space before a text do so at its beginning, and some after each
         special token; not in the middle of a line, which is where a completion may begin.
         """
-        if self._follow is None:
+        if self._follow is self._start:
             return self._encode(self._start, after)
-        at_token = [text[-1:] in self.text.anchors for text in before]
-        anchored = [b[-1] + a for a, b, here in zip(after, before, at_token, strict=True) if here]
-        plain = [a for a, here in zip(after, at_token, strict=True) if not here]
-        behind_token = iter(self._encode(self._start, anchored))
-        inside = iter(self._encode(self._follow, plain))
-        return [next(behind_token)[1:] if here else next(inside) for here in at_token]
+        at_token = [text[-1:] in self._tokens.placeholders for text in before]
+        joined = [b[-1] + a for a, b, here in zip(after, before, at_token, strict=True) if here]
+        inside = [a for a, here in zip(after, at_token, strict=True) if not here]
+        behind_token = iter(self._encode(self._start, joined))
+        in_line = iter(self._encode(self._follow, inside))
+        return [next(behind_token)[1:] if here else next(in_line) for here in at_token]
 
     def _encode(self, tokenizer: Tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [self._special_ids[np.array(encoding.ids, np.int64)] for encoding in encodings]
 
 
-def _content(tokenizer: PreTrainedTokenizerBase) -> str:
+def _backend(tokenizer: PreTrainedTokenizerBase) -> Tokenizer:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
-        raise ValueError(
-            f"model.tokenizer: {type(tokenizer).__name__} has no backend of the 'tokenizers' "
-            "library (a tokenizer.json), which is needed to keep text and special tokens apart"
+        why = (
+            f"{type(tokenizer).__name__} has no backend of the 'tokenizers' library (a "
+            "tokenizer.json), which is needed to keep text and special tokens apart"
         )
-    copy = Tokenizer.from_str(backend.to_str())
-    copy.no_truncation()
-    copy.no_padding()
-    return copy.to_str()
+        raise ConfigError([Problem("model.tokenizer", why)])
+    return backend
 
 
 def _opening(tokenizer: Tokenizer) -> np.ndarray:

@@ -1,8 +1,9 @@
-"""Answers to fixed prompts, before, during and after training: what curves do not show."""
+"""Answers to the same prompts before, during and after training: what curves do not show."""
 
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,12 +12,18 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from transformers import PreTrainedTokenizerBase
 
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.sampling import sample_answers
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.signals import StopRequest
+
+PROMPTS_OF_DATA = 4
+"""How many prompts are taken from the data where none are given."""
+SHOWN = 600
+"""Characters of a prompt that are shown."""
 
 
 class SampledAnswers(Callback):
@@ -26,8 +33,9 @@ class SampledAnswers(Callback):
     `samples.md` in the run's folder.
 
     Args:
-        tokenizer: The policy's.
-        prompts: User turns.
+        chat: Encodes prompts as those of the training data.
+        prompts: What a person types, each a user's turn, or plain text without a chat template;
+            None for some of the data module's own, as they are trained on.
         folder: The run's folder.
         max_new_tokens: Longest answer.
         temperature: Of sampling; 0 takes the most probable token each time.
@@ -38,8 +46,8 @@ class SampledAnswers(Callback):
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[str],
+        chat: Chat,
+        prompts: Sequence[str] | None,
         *,
         folder: Path,
         max_new_tokens: int = 128,
@@ -48,8 +56,8 @@ class SampledAnswers(Callback):
         seed: int = 0,
         stop: StopRequest | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
-        self.prompts = list(prompts)
+        self.chat = chat
+        self.prompts = prompts
         self.file = folder / "samples.md"
         self.max_new_tokens = max_new_tokens
         self.temperature = temperature
@@ -82,33 +90,52 @@ class SampledAnswers(Callback):
     def _sample(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, DPOModule)
         step = trainer.global_step
-        if not trainer.is_global_zero or step == self._newest or not self.prompts:
+        if not trainer.is_global_zero or step == self._newest:
             return
         self._newest = step
+        prompts, ids = self._prompts(trainer)
+        if not prompts:
+            return
         # NOTE: one of several ranks may not end alone.
         with self.stop.giving_up() if trainer.world_size == 1 else nullcontext():
-            answers = self._answers(module)
+            answers = sample_answers(
+                module.policy,
+                self.chat,
+                ids,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
+                seed=self.seed,
+            )
         text = "\n\n".join(
-            f"**{prompt}**\n\n{quoted(answer)}"
-            for prompt, answer in zip(self.prompts, answers, strict=True)
+            f"{headed(prompt)}\n\n{quoted(answer)}"
+            for prompt, answer in zip(prompts, answers, strict=True)
         )
         write_block(self.file, step, text)
         for logger in trainer.loggers:
             if isinstance(logger, TensorBoardLogger):
                 logger.experiment.add_text("samples", text, step)
             elif hasattr(logger, "log_text"):
-                rows = [list(row) for row in zip(self.prompts, answers, strict=True)]
+                rows = [list(row) for row in zip(prompts, answers, strict=True)]
                 logger.log_text("samples", columns=["prompt", "answer"], data=rows, step=step)
 
-    def _answers(self, module: DPOModule) -> list[str]:
-        return sample_answers(
-            module.policy,
-            self.tokenizer,
-            [[{"role": "user", "content": prompt}] for prompt in self.prompts],
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-            seed=self.seed,
-        )
+    def _prompts(self, trainer: L.Trainer) -> tuple[list[str], list[list[int]]]:
+        """Texts and token ids of the prompts; none where neither prompts nor data are known."""
+        chat = self.chat
+        if self.prompts is not None:
+            return list(self.prompts), [chat.encode_prompt(chat.question(p)) for p in self.prompts]
+        data = getattr(trainer, "datamodule", None)
+        ids = data.some_prompts(PROMPTS_OF_DATA) if isinstance(data, PreferenceDataModule) else []
+        return [chat.decode(prompt, special=True) for prompt in ids], ids
+
+
+def headed(prompt: str) -> str:
+    """A prompt, or the end of a long one, above its answer; several lines as a block of code."""
+    shown = prompt.strip("\n")
+    if len(shown) > SHOWN:
+        shown = f"… {shown[-SHOWN:]}"
+    if "\n" not in shown:
+        return f"**{shown}**"
+    return textwrap.indent(shown, "    ", lambda line: True)
 
 
 def quoted(answer: str) -> str:
