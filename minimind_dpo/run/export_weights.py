@@ -10,7 +10,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.disk import write_text
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
-from minimind_dpo.models.locate import EXPORT
+from minimind_dpo.models.locate import ADAPTERS, EXPORT
 from minimind_dpo.models.lora import has_adapters, save_and_merge_adapters
 from minimind_dpo.models.weight_files import weight_files
 from minimind_dpo.run.model_card import model_card
@@ -25,7 +25,7 @@ def export_weights(config: Config, policy: LoadedModel, run_dir: Path) -> list[s
     folder = run_dir / EXPORT
     written: list[Path] = []
     if has_adapters(policy.model):
-        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / "adapters", policy.home)
+        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / ADAPTERS, policy.home)
     if config.export.hf:
         save_hf(policy.model, policy.tokenizer, folder, dialect=policy.dialect)
         written += [folder / "config.json", *weight_files(folder)]
