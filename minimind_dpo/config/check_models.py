@@ -17,7 +17,9 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.special_tokens import RenderError
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.export import check_own_folder, rehearse_export
 from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.locate import ADAPTERS, EXPORT
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -55,6 +57,8 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
             _load(config, reference.path, tokenizer, "reference.path")
         except CheckpointError as error:
             yield _problem("reference.path", error)
+    if config.run_dir is not None and "run_dir" not in known:
+        yield from _folder_problems(config.run_dir)
     if "resume" not in known:
         yield from _resume_problems(config.resume)
 
@@ -92,6 +96,17 @@ def _check_policy(config: Config, tokenizer: PreTrainedTokenizerBase | Literal[F
     lora = config.model.lora
     if lora.r:
         add_adapters(loaded.model, r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules)
+    if config.export.hf or lora.r:
+        rehearse_export(loaded.model, tokenizer or None, loaded.dialect)
+
+
+def _folder_problems(run_dir: str) -> Iterator[Problem]:
+    """Of what a run writes as a whole, where other files are."""
+    for name in (EXPORT, ADAPTERS):
+        try:
+            check_own_folder(Path(run_dir).expanduser() / name)
+        except CheckpointError as error:
+            yield Problem("run_dir", str(error).rstrip("."))
 
 
 def _load(

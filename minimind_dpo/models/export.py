@@ -136,7 +136,8 @@ def rehearse_export(
     """Write all of an export but its weights, for trial: before training, not after it.
 
     Args:
-        model: Its weights are not looked at, so one on the device `meta` does.
+        model: With its adapters, if it has any. Its weights are not looked at, so one on the
+            device `meta` does.
         tokenizer: As loaded.
         dialect: As loaded.
 
@@ -146,6 +147,8 @@ def rehearse_export(
     with tempfile.TemporaryDirectory() as folder:
         try:
             _write_settings(model, tokenizer, Path(folder), model.dtype, dialect)
+            for adapters in getattr(model, "peft_config", {}).values():
+                adapters.save_pretrained(folder)
         except Exception as error:  # transformers and its tokenizers raise nearly anything here
             raise CheckpointError(
                 f"the model could be trained but not exported, since its settings cannot be "

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import torch
 from safetensors import safe_open
@@ -39,7 +39,9 @@ class LoadOptions:
             raise CheckpointError(f"dtype={self.dtype} must be a floating point type")
 
 
-_SAFETENSORS_DTYPES = {
+_LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+_MOST_LAYERS: Final = 10_000
+_SAFETENSORS_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
@@ -63,7 +65,9 @@ def load_hub_model(
     """
     config = _read_config(source, options)
     stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
+    _check_layers(overrides, f"{source}: model.config.")
     _override(config, overrides, str(source))
+    _set_aside_habits(config)
     _set_dropout(config, options.dropout)
     try:
         with quiet():
@@ -117,7 +121,18 @@ def read_settings(source: Path | str, key: str = "model.path") -> dict[str, Any]
             settings, _ = PreTrainedConfig.get_config_dict(source)
     except Exception as error:  # a missing name, the network, JSON
         raise CheckpointError(f"{_named(source, key)}: {_why(error)}") from error
+    text: Any = settings.get("text_config")
+    for part in (settings, text if isinstance(text, Mapping) else {}):
+        _check_layers(part, f"{_named(source, key)}: config.json has ")
     return dict(settings)
+
+
+def _check_layers(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a number of layers whose modules alone would fill the memory."""
+    for name in _LAYERS:
+        value = settings.get(name)
+        if isinstance(value, int | float) and value > _MOST_LAYERS:
+            raise CheckpointError(f"{where}{name}={value}, and no model has so many layers")
 
 
 def _read_config(source: Path | str, options: LoadOptions) -> PreTrainedConfig:
@@ -172,6 +187,14 @@ def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str
                 f"{where}: {type(config).__name__} has no field model.config.{name}. "
                 f"Known ones: {', '.join(sorted(known))}"
             )
+
+
+def _set_aside_habits(config: PreTrainedConfig) -> None:
+    """Undo what a configuration asks of whoever runs the model: forms of its output, kernels."""
+    config.return_dict = True
+    config.output_attentions = False
+    config.output_hidden_states = False
+    config._attn_implementation = None
 
 
 def _set_dropout(config: PreTrainedConfig, dropout: float) -> None:

@@ -21,9 +21,11 @@ _HUB_NAME: Final = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 MODELSCOPE: Final = "modelscope:"
 EXPORT: Final = "export"
 """Folder of a run that holds the exported model."""
+ADAPTERS: Final = "adapters"
+"""Folder of a run that holds its adapters alone."""
 BASE: Final = "base"
 """Folder beside adapters that holds their model, where no other place does."""
-_ADAPTERS: Final = "adapter_config.json"
+_SETTINGS: Final = "adapter_config.json"
 
 
 def locate(path: str | Path, key: str = "model.path") -> Path | str:
@@ -80,7 +82,7 @@ def holds_adapters(source: Path | str) -> bool:
     """Whether a path is a folder of adapters alone, as peft writes it."""
     return (
         isinstance(source, Path)
-        and (source / _ADAPTERS).is_file()
+        and (source / _SETTINGS).is_file()
         and not (source / "config.json").is_file()
     )
 
@@ -94,13 +96,13 @@ def base_of(adapters: Path, key: str = "model.path") -> str:
     if (adapters / BASE / "config.json").is_file():
         return str(adapters / BASE)  # also where the run's folder has been moved
     try:
-        settings: Any = json.loads((adapters / _ADAPTERS).read_text(encoding="utf-8"))
+        settings: Any = json.loads((adapters / _SETTINGS).read_text(encoding="utf-8"))
         base = settings["base_model_name_or_path"]
     except (OSError, ValueError, KeyError, TypeError):
         base = None
     if not isinstance(base, str) or not base:
         raise CheckpointError(
-            f"{key}={adapters} holds adapters, but its {_ADAPTERS} does not say which model they "
+            f"{key}={adapters} holds adapters, but its {_SETTINGS} does not say which model they "
             f"belong to. Give {key} that model, and model.adapters={adapters}"
         )
     return base
@@ -133,7 +135,7 @@ def with_base(
     named = Path(adapters).expanduser()
     if not named.is_file() and not holds_adapters(named):
         raise CheckpointError(
-            f"model.adapters={adapters} is neither a folder with {_ADAPTERS}, as peft writes it, "
+            f"model.adapters={adapters} is neither a folder with {_SETTINGS}, as peft writes it, "
             f"nor a file of MiniMind's own (lora_*.pth)"
         )
     return source, named
@@ -158,7 +160,7 @@ def model_files(path: str | Path, adapters: str | Path | None = None) -> list[Pa
 
 
 def _decides(path: Path) -> bool:
-    return path.suffix in _WEIGHT_SUFFIXES or path.name in ("config.json", _ADAPTERS)
+    return path.suffix in _WEIGHT_SUFFIXES or path.name in ("config.json", _SETTINGS)
 
 
 def _looks_local(text: str) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ def add_adapters(
 
     Raises:
         ModuleNotFoundError: peft is not installed.
-        CheckpointError: No layer has such a name.
+        CheckpointError: No layer has such a name, or it is the head's.
     """
     try:
         from peft import LoraConfig
+        from peft.tuners.tuners_utils import BaseTunerLayer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(MISSING) from error
     targets: Any = target_modules if isinstance(target_modules, str) else list(target_modules)
@@ -62,10 +64,22 @@ def add_adapters(
         task_type="CAUSAL_LM",
     )
     try:
-        model.add_adapter(settings)
+        with warnings.catch_warnings():  # about a tied head, which is refused below
+            warnings.simplefilter("ignore", UserWarning)
+            model.add_adapter(settings)
     except (ValueError, re.error) as error:
         why = " ".join(str(error).split())[:200]  # peft may print the whole model
         raise CheckpointError(f"model.lora.target_modules={target_modules}: {why}") from error
+    if isinstance(model.get_output_embeddings(), BaseTunerLayer):
+        raise CheckpointError(
+            f"model.lora.target_modules={target_modules}: the head ({_head_name(model)}) cannot "
+            "have adapters, since it is run in chunks of the vocabulary. Leave it out"
+        )
+
+
+def _head_name(model: PreTrainedModel) -> str:
+    head = model.get_output_embeddings()
+    return next(name for name, module in model.named_modules() if module is head)
 
 
 def has_adapters(model: PreTrainedModel) -> bool:

@@ -95,12 +95,16 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     try:
-        return _read(source, trust_remote_code)
-    except Exception as error:  # transformers and its tokenizers raise nearly anything here
+        tokenizer = _read(source, trust_remote_code)
+        tokenizer("a")  # settings that do not fit the vocabulary fail here, not as they are read
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # nearly anything; a panic of Rust's is no Exception
         raise CheckpointError(
             f"{key}={source}: its tokenizer cannot be loaded: {_why(error)}. Set model.tokenizer "
             "to a folder with tokenizer.json and tokenizer_config.json, or to a hub name"
         ) from error
+    return tokenizer
 
 
 def _read(source: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -111,7 +115,7 @@ def _read(source: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBas
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
 
 
-def _why(error: Exception) -> str:
+def _why(error: BaseException) -> str:
     why = str(error).strip().rstrip(".")
     if "trust_remote_code" in why:
         return (

@@ -27,7 +27,9 @@ class Problem:
 
     def __str__(self) -> str:
         given = "" if self.value is ... else f"={shown(self.value)}"
-        return f"{self.key}{given}: {self.why}." + (f" {self.fix}" if self.fix else "")
+        # What comes from below this layer names its key itself.
+        place = "" if self.why.startswith(self.key) else f"{self.key}{given}: "
+        return f"{place}{self.why}." + (f" {self.fix}" if self.fix else "")
 
 
 class ConfigError(ValueError):

@@ -11,7 +11,7 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.disk import write_text
 from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
-from minimind_dpo.models.locate import EXPORT
+from minimind_dpo.models.locate import ADAPTERS, EXPORT
 from minimind_dpo.models.lora import has_adapters, save_and_merge_adapters
 from minimind_dpo.models.weight_files import weight_files
 from minimind_dpo.run.model_card import model_card
@@ -28,7 +28,7 @@ def export_weights(config: Config, policy: LoadedModel, chat: Chat, run_dir: Pat
     folder = run_dir / EXPORT
     written: list[Path] = []
     if has_adapters(policy.model):
-        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / "adapters", policy.home)
+        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / ADAPTERS, policy.home)
     if config.export.hf:
         dialect, ends = policy.dialect, chat.end_ids
         save_hf(policy.model, chat.tokenizer, folder, dialect=dialect, end_ids=ends)

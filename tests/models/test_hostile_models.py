@@ -1,0 +1,162 @@
+"""Files and folders made to break a reader: refused in a sentence, before memory is touched."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from minimind_dpo.models import load_model
+from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.export import rehearse_export, save_hf
+
+from .conftest import tiny_tokenizer, v2_state
+
+HEADS = {"num_attention_heads": 4}
+KEY = "model.layers.0.mlp.up_proj.weight"
+
+
+def refused(path: Path, **options: Any) -> str:
+    started = time.process_time()
+    with pytest.raises(CheckpointError) as caught:
+        load_model(path, **options)
+    assert time.process_time() - started < 5
+    assert len(str(caught.value)) < 1200
+    return str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        # 10^8 rows of one number: 4 bytes in the file.
+        (lambda: torch.zeros(1).expand(10**8, 16), "more numbers than the file holds for it"),
+        (lambda: torch.zeros(24, 16, device="meta"), "on the device meta"),
+        (lambda: torch.zeros(24, 16).to_sparse_csr(), "torch.sparse_csr"),
+        (lambda: torch.zeros(24, 16).to_sparse(), "torch.sparse_coo"),
+        (lambda: torch.zeros(24, 16).byte().view(torch.float4_e2m1fn_x2), "float4_e2m1fn_x2"),
+        (lambda: torch.zeros(24, 16, dtype=torch.complex64), "torch.complex64"),
+    ],
+)
+def test_tensors_that_are_no_plain_weights_are_refused(
+    v2_file: Path, make: Callable[[], Tensor], reason: str
+) -> None:
+    torch.save({**v2_state(), KEY: make()}, v2_file)
+    told = refused(v2_file, config=HEADS, tokenizer=False)
+    assert f"{KEY!r} is" in told
+    assert reason in told
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_refused(v2_file: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.zeros(2, 16), torch.zeros(3, 16)])
+    torch.save({**v2_state(), KEY: nested}, v2_file)
+    assert str(v2_file) in refused(v2_file, config=HEADS, tokenizer=False)
+
+
+def test_a_layer_number_of_thousands_of_digits_is_a_key_left_over(v2_file: Path) -> None:
+    key = f"model.layers.{'9' * 5000}.mlp.up_proj.weight"
+    torch.save({**v2_state(), key: torch.zeros(2, 2)}, v2_file)
+    assert "1 key(s) are left over: model.layers.99" in refused(
+        v2_file, config=HEADS, tokenizer=False
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    tiny_tokenizer().save_pretrained(tmp_path / "llama")
+    return tmp_path / "llama"
+
+
+def change(path: Path, **fields: Any) -> None:
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**content, **fields}))
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "n_layer"])
+def test_absurd_numbers_of_layers_are_refused(folder: Path, name: str) -> None:
+    change(folder / "config.json", **{name: 10**9})
+    assert f"config.json has {name}=1000000000" in refused(folder)
+
+
+def test_an_absurd_number_of_layers_under_model_config_is_refused(folder: Path) -> None:
+    told = refused(folder, config={"num_hidden_layers": 10**9})
+    assert "model.config.num_hidden_layers=1000000000" in told
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"return_dict": False},
+        {"output_attentions": True},
+        {"output_hidden_states": True},
+        {"_attn_implementation": "flash_attention_2"},
+        {"attn_implementation": "flash_attention_2"},
+        {"_attn_implementation": "someone/kernel-of-theirs"},
+    ],
+)
+def test_habits_of_running_in_a_config_break_neither_a_model_nor_its_export(
+    folder: Path, tmp_path: Path, fields: dict[str, Any]
+) -> None:
+    plain = load_model(folder).model
+    change(folder / "config.json", **fields)
+    loaded = load_model(folder)
+    ids = torch.arange(9).view(1, -1)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, plain(ids).logits)
+    again = load_model(save_hf(loaded.model, loaded.tokenizer, tmp_path / "export"))
+    with torch.no_grad():
+        assert torch.equal(again.model(ids).logits, plain(ids).logits)
+
+
+def test_generation_settings_without_effect_are_exported_as_they_came(
+    folder: Path, tmp_path: Path
+) -> None:
+    change(folder / "generation_config.json", do_sample=False, top_p=0.8, temperature=0.7)
+    loaded = load_model(folder)
+    written = save_hf(loaded.model, loaded.tokenizer, tmp_path / "export")
+    settings = GenerationConfig.from_pretrained(written)
+    assert (settings.do_sample, settings.top_p, settings.temperature) == (False, 0.8, 0.7)
+    assert settings.eos_token_id == 2
+
+
+def test_settings_that_cannot_be_written_are_found_before_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = load_model(folder, device="meta")
+    rehearse_export(loaded.model, loaded.tokenizer, loaded.dialect)
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise RuntimeError("no form for this")
+
+    monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", fails)
+    with pytest.raises(CheckpointError, match=r"not exported, .* written: no form for this"):
+        rehearse_export(loaded.model, loaded.tokenizer, loaded.dialect)
+
+
+def test_a_tokenizer_that_panics_is_refused(folder: Path, capfd: Any) -> None:
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    assert "its tokenizer cannot be loaded: no entry found for key" in refused(folder)
