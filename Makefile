@@ -4,7 +4,9 @@
 
 PYTHON = python3
 VENV = .venv
+LOWEST = .venv-lowest
 ARGS =
+STAND_IN =
 BIN = $(VENV)/bin
 # With the constraints beside it, torch is asked for by its exact version from the start: a bare
 # torch would fetch the newest one first, gigabytes of it.
@@ -12,7 +14,7 @@ PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constr
 # One thread a worker: tests work on small tensors, and the workers share the cores.
 TEST = OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help train test test-slow check format clean
+.PHONY: help train test test-slow test-lowest check format clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-16s %s\n", $$1, $$2}'
@@ -26,6 +28,13 @@ test: $(VENV)/.installed-dev  ## install what tests need, then run the fast ones
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes: kills, several processes, sweeps
 	$(TEST) -m slow $(ARGS)
 
+test-lowest:  ## the fast tests with the lowest versions that pyproject.toml allows; STAND_IN="torch==2.13.0" for others
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check packaging
+	$(LOWEST)/bin/python tools/lowest.py $(STAND_IN) > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+
 check: $(VENV)/.installed-dev  ## linter, formatter, type checker, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -37,7 +46,7 @@ format: $(VENV)/.installed-dev  ## rewrite the code as the formatter wants it
 	$(BIN)/ruff check --fix .
 
 clean:  ## remove the environment, caches and builds; outputs/ stays
-	@if [ -f $(VENV)/pyvenv.cfg ]; then rm -rf $(VENV); fi
+	@for each in $(VENV) $(LOWEST); do if [ -f $$each/pyvenv.cfg ]; then rm -rf $$each; fi; done
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

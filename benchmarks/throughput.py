@@ -4,12 +4,13 @@ The same model, pairs, precision and seed go through every way of training (`spe
 run has a process of its own, so that its peak memory is its own; ways alternate within a round, and
 each round takes the next pairs of a shuffled order. Per run: one step that is not timed, whose loss
 and gradient norm must be the same for every way, then the timed steps. A table, `results.json` and
-`throughput.png` are written.
+`throughput.png`, the latter with matplotlib, are written.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -24,7 +25,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from speed.plot import draw
 from speed.report import (
     describe,
     disagreements,
@@ -282,7 +282,12 @@ def _report(
     (out / "results.json").write_text(json.dumps(written, indent=1), encoding="utf-8")
     if summaries:
         title = f"{Path(given.model).name}, {given.precision}, {environment(given)['device']}"
-        draw(summaries, given.device, title, out / "throughput.png")
+        if importlib.util.find_spec("matplotlib") is None:
+            console.print("no picture: matplotlib is missing (pip install 'minimind-dpo[bench]')")
+        else:
+            from speed.plot import draw
+
+            draw(summaries, given.device, title, out / "throughput.png")
         console.print(speed_table(summaries, given.device))
         if compared := ratio_table(results, given.device):
             console.print(compared)

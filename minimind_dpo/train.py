@@ -59,9 +59,18 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _validate(config: Config, world_size: int | None = None, read_checkpoints: bool = True) -> None:
+    _keep_font_list_in(config.data.cache_dir)
     from minimind_dpo.config.check import validate
 
     validate(config, world_size=world_size, read_checkpoints=read_checkpoints)
+
+
+def _keep_font_list_in(folder: str) -> None:
+    """Let matplotlib, where it is installed, write beside the run and not into the home folder.
+
+    Lightning imports torchmetrics, which imports matplotlib, which writes its list of fonts.
+    """
+    os.environ.setdefault("MPLCONFIGDIR", os.path.abspath(os.path.join(folder, "matplotlib")))
 
 
 def _show(line: CommandLine) -> None:
