@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
-from minimind_dpo.os_errors import explain, first_line
+from minimind_dpo.os_errors import explain, first_line, number_of, refused
 
 _T = TypeVar("_T")
 
@@ -73,17 +73,30 @@ def replacing(target: Path) -> Iterator[Path]:
     """
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        yield temporary
-        _use_default_mode(temporary)
-        sync(temporary)
-        os.replace(temporary, target)
-        sync(target.parent)
-    except OSError as error:
-        if error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(target), None
-        raise
+        with _naming(target, temporary):
+            yield temporary
+            _use_default_mode(temporary)
+            sync(temporary)
+            os.replace(temporary, target)
+            sync(target.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(place: Path, temporary: Path) -> Iterator[None]:
+    """Let what the system refuses name a place that the user knows."""
+    try:
+        yield
+    except Exception as error:
+        known = getattr(error, "filename", None)
+        if isinstance(error, OSError) and known == str(temporary):
+            error.filename, error.filename2 = str(place), None
+        elif known is None and refused(error):
+            number = number_of(error)
+            assert number is not None
+            raise OSError(number, os.strerror(number), str(place)) from error
+        raise
 
 
 def _use_default_mode(path: Path) -> None:
@@ -113,7 +126,8 @@ def workspace(target: Path) -> Iterator[Path]:
     remove_dead(target)
     folder, file = _locked_workspace(target)
     try:
-        yield folder
+        with _naming(target.parent, folder):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         _workspaces.discard(folder)

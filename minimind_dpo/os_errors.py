@@ -38,7 +38,7 @@ def explain(error: BaseException) -> str | None:
         None where no such refusal is the error or its cause.
     """
     for cause in causes(error):
-        number = _number_of(cause)
+        number = number_of(cause)
         if number in _REFUSALS:
             reason, remedy = _REFUSALS[number]
             place = getattr(cause, "filename", None)
@@ -49,13 +49,18 @@ def explain(error: BaseException) -> str | None:
     return None
 
 
+def refused(error: BaseException) -> bool:
+    """Whether an error itself, whatever caused it, is such a refusal."""
+    return number_of(error) in _REFUSALS
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error, or its cause, is a disk or a quota without room."""
-    return any(_number_of(cause) in _FULL for cause in causes(error))
+    return any(number_of(cause) in _FULL for cause in causes(error))
 
 
-def _number_of(error: BaseException) -> int | None:
-    """The errno; the libraries written in Rust (safetensors, tokenizers) name it in the text."""
+def number_of(error: BaseException) -> int | None:
+    """The errno of an error; libraries written in Rust (safetensors) name it in the text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
     match = re.search(r"\(os error (\d+)\)", str(error))

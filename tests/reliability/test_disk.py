@@ -37,6 +37,11 @@ def test_what_is_refused_names_the_target_not_the_temporary_file(tmp_path: Path)
     with pytest.raises(FileNotFoundError) as raised:
         disk.write_text(tmp_path / "gone" / "summary.json", "")
     assert raised.value.filename == str(tmp_path / "gone" / "summary.json")
+    full = "I/O error: No space left on device (os error 28)"
+    for writer in (replacing, workspace):
+        with pytest.raises(OSError, match="No space left") as refused, writer(tmp_path / "a"):
+            raise SafetensorError(full)
+        assert refused.value.filename == str(tmp_path / "a" if writer is replacing else tmp_path)
 
 
 def test_files_that_a_library_gives_to_its_owner_alone_get_the_usual_mode(tmp_path: Path) -> None:

@@ -65,9 +65,10 @@ def _zstd_chunks(path: str) -> Iterator[bytes]:
             while piece:
                 frame = frame or zstandard.ZstdDecompressor().decompressobj()
                 try:
-                    yield frame.decompress(piece)
+                    data = frame.decompress(piece)
                 except zstandard.ZstdError as error:
                     raise OSError(str(error)) from error
+                yield from (data[at : at + _CHUNK] for at in range(0, len(data), _CHUNK))
                 piece = frame.unused_data if frame.eof else b""
                 frame = None if frame.eof else frame
     if frame is not None:
