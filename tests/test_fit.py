@@ -176,6 +176,46 @@ def test_a_run_that_died_before_its_export_writes_it_when_resumed(
     assert (more / "export" / "model.safetensors").read_bytes() == old["model.safetensors"]
 
 
+def test_callbacks_and_loggers_of_ones_own_run_beside_ours(tmp_path: Path) -> None:
+    early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1"
+    mine = "{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: mine, version: one}"
+    result = run(
+        tmp_path,
+        "experiment=demo",
+        *SMALL,
+        "run_dir=run",
+        "trainer.max_steps=9",
+        "trainer.val_check_interval=1",
+        # The loss falls: with `max` each validation after the first is one without improvement.
+        f"callbacks.extra=[{early}, mode: max}}]",
+        f"logger.extra=[{mine}]",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "ended after step 2 of 9" in result.stdout
+    curves = [
+        list(csv.DictReader((tmp_path / folder / "metrics.csv").open()))
+        for folder in ("run/csv", "mine/lightning_logs/one")
+    ]
+    losses = [[(r["step"], r["val/loss"]) for r in rows if r["val/loss"]] for rows in curves]
+    assert losses[0] == losses[1]
+    assert [step for step, _ in losses[0]] == ["0", "1", "2"]
+    # EarlyStopping has seen the validations of step 1 and 2; the one of step 0 is before training.
+
+
+def test_an_own_callback_that_cannot_be_made_is_named_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    extra = "callbacks.extra=[{_target_: lightning.pytorch.callbacks.EarlyStopping}]"
+    result = run(tmp_path, "experiment=demo", *SMALL, extra)
+    assert result.returncode == 2
+    assert "callbacks.extra[0]=lightning.pytorch.callbacks.EarlyStopping: cannot be made" in (
+        result.stderr
+    )
+    assert "monitor" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_numbers_of_no_validation_have_no_step(tmp_path: Path) -> None:
     none = ("trainer.limit_val_batches=0", "trainer.max_steps=1", "run_dir=run")
     result = run(tmp_path, "experiment=demo", *SMALL, *none)

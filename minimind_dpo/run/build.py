@@ -176,14 +176,15 @@ def build_module(
     )
 
 
-def build_loggers(config: Config, run: Run, first: bool = True) -> list[Logger]:
-    """The configured logger; every run also keeps its curves as CSV.
+def build_loggers(config: Config, run: Run, extra: list[Logger], first: bool) -> list[Logger]:
+    """The configured logger and the user's own; every run also keeps its curves as CSV.
 
     In a folder that holds curves already, what the run logs anew is dropped from them.
 
     Args:
         config: The configuration.
         run: The run's folder, and the state that it goes on from.
+        extra: Made of `logger.extra`.
         first: Whether this is the rank that logs.
 
     Raises:
@@ -192,7 +193,7 @@ def build_loggers(config: Config, run: Run, first: bool = True) -> list[Logger]:
     options: dict[str, Any] = dict(config.logger.options)
     run_dir = run.folder
     if config.logger.name == "none":
-        return []
+        return extra
     past: dict[str, Any] = {"step": -1, "validation_due": False}
     if run.checkpoint is not None:
         past = read_header(run.checkpoint)
@@ -200,7 +201,7 @@ def build_loggers(config: Config, run: Run, first: bool = True) -> list[Logger]:
         keep_until(run_dir / "csv" / "metrics.csv", past["step"], past["validation_due"])
     csv = KeptCSVLogger(run_dir, **_csv_options(config))
     if config.logger.name == "csv":
-        return [csv]
+        return [csv, *extra]
     if config.logger.name == "tensorboard":
         tensorboard = TensorBoardLogger(
             str(run_dir),
@@ -211,15 +212,17 @@ def build_loggers(config: Config, run: Run, first: bool = True) -> list[Logger]:
             purge_step=past["step"] + 1,
             **options,
         )
-        return [tensorboard, csv]
+        return [tensorboard, csv, *extra]
     try:
         if config.logger.name == "wandb":
             from lightning.pytorch.loggers import WandbLogger
 
-            return [WandbLogger(save_dir=str(run_dir), name=run_dir.name, **options), csv]
+            wandb = WandbLogger(save_dir=str(run_dir), name=run_dir.name, **options)
+            return [wandb, csv, *extra]
         from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-        return [SwanLabLogger(experiment_name=run_dir.name, logdir=str(run_dir), **options), csv]
+        swanlab = SwanLabLogger(experiment_name=run_dir.name, logdir=str(run_dir), **options)
+        return [swanlab, csv, *extra]
     except ModuleNotFoundError as error:
         name = config.logger.name
         raise ModuleNotFoundError(
@@ -237,6 +240,7 @@ def build_callbacks(
     policy: LoadedModel,
     chat: Chat,
     run_dir: Path,
+    extra: list[Callback],
     *,
     belongs: dict[str, Any] | None = None,
     stop: StopRequest | None = None,
@@ -248,6 +252,7 @@ def build_callbacks(
         policy: Loaded.
         chat: Encodes prompts as those of the training data.
         run_dir: The run's folder.
+        extra: Made of `callbacks.extra`; what they hold is in each state that is saved.
         belongs: What checkpoints belong to.
         stop: What signal handlers set.
     """
@@ -291,7 +296,7 @@ def build_callbacks(
         stop=stop,
         accept_changes=config.resume_with_changes,
     )
-    return [*callbacks, *checkpoints]
+    return [*callbacks, *extra, *checkpoints]
 
 
 def build_trainer(

@@ -11,7 +11,8 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
@@ -36,6 +37,7 @@ from minimind_dpo.run.build import (
 )
 from minimind_dpo.run.exit import supervised
 from minimind_dpo.run.export_weights import export_weights, write_model_card
+from minimind_dpo.run.extra import build_extra
 from minimind_dpo.run.folder import (
     Run,
     check_identity,
@@ -112,6 +114,8 @@ def _fit(
 ) -> dict[str, Any]:
     first = launch.rank() == 0
     _prepare_process(config)
+    extra = build_extra("callbacks.extra", config.callbacks.extra, Callback)
+    extra_loggers = build_extra("logger.extra", config.logger.extra, Logger)
     tokenizer = build_tokenizer(config)
     run, data, plan, identity, summary = _open_run(config, tokenizer, lock, first)
     if summary is not None:
@@ -123,8 +127,10 @@ def _fit(
     policy = build_policy(config, chat.tokenizer)
     log.info(f"Policy: {policy.describe()}")
     module = build_module(config, policy, build_reference(config, progress=first), data)
-    callbacks = build_callbacks(config, policy, chat, run.folder, belongs=identity, stop=stop)
-    loggers = build_loggers(config, run, first)
+    callbacks = build_callbacks(
+        config, policy, chat, run.folder, extra, belongs=identity, stop=stop
+    )
+    loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
     if first:

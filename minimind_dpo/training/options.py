@@ -120,6 +120,17 @@ def _is_sampling_time(value: Any) -> bool:
     return value == "val" or (type(value) is int and value >= 1)
 
 
+def _are_targets(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("_target_"), str) for entry in value
+    )
+
+
+_EXTRA: Final = Form(
+    _are_targets,
+    "a list of mappings, each with _target_",
+    "For example [{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}].",
+)
 _AMOUNT: Final = Form(is_amount, "a number of batches, a share from 0.0 to 1.0, or null")
 
 
@@ -242,10 +253,17 @@ class TrainerOptions:
 
 @dataclass
 class LoggerOptions:
-    """Where curves go; `options` are keywords of that logger's own class."""
+    """Where curves go.
+
+    Attributes:
+        name: The logger.
+        options: Keywords of its class.
+        extra: Loggers of the user's own, beside it.
+    """
 
     name: Annotated[str, Choices("tensorboard", "csv", "wandb", "swanlab", "none")] = "tensorboard"
     options: dict[str, Any] = field(default_factory=dict)
+    extra: Annotated[Any, _EXTRA] = field(default_factory=list)
 
 
 @dataclass
@@ -288,6 +306,7 @@ class CallbacksOptions:
     progress: Annotated[str, Choices("auto", "rich", "plain", "none")] = "auto"
     weights_changed: bool = True
     judge: Annotated[str, Choices("none", "demo")] = "none"
+    extra: Annotated[Any, _EXTRA] = field(default_factory=list)
 
 
 @dataclass

@@ -35,6 +35,14 @@ class ValidationSchedule(Callback):
         self._due = False
         self._last = 0.0
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Tell callbacks that ask the trainer whether each epoch has one validation, at its end.
+
+        EarlyStopping and ModelCheckpoint do, and act after validations where it is not so.
+        """
+        once = isinstance(self.every, float) and self.every == 1.0 and self.epochs == 1
+        trainer.val_check_interval = 1.0 if once else 0.5
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """A resumed run may have a validation before it; clocks start anew."""
         self._last = time.monotonic()
