@@ -59,6 +59,7 @@ from minimind_dpo.run.summary import (
     take_best_weights,
     tell_finished,
 )
+from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.distributed import RankGuard, decided, forget_failure
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
@@ -123,6 +124,8 @@ def _fit(
     log.info(f"Policy: {policy.describe()}")
     module = build_module(config, policy, build_reference(config, progress=first), data)
     callbacks = build_callbacks(config, policy, run.folder, belongs=identity, stop=stop)
+    verdict = RunVerdict(config, policy, data, run.folder, stop)
+    callbacks.append(verdict)
     loggers = build_loggers(config, run, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
@@ -142,9 +145,11 @@ def _fit(
         _validate_exported(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
+    judgement = verdict.conclude(module.current_step)
     exported = export_weights(config, policy, run.folder)
     summary = summarise(config, trainer, module, data, policy, before, last, clock)
     summary["exported"] = exported
+    summary["verdict"] = judgement
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
         summary["weights"]["demo"] = module.current_step
