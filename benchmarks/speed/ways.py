@@ -31,6 +31,7 @@ from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
+from minimind_dpo.evaluation.scoring import score_pairs, token_batches
 from minimind_dpo.kernels.linear import use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.compile_layers import compile_layers
@@ -44,8 +45,6 @@ from minimind_dpo.training.reference import (
     OnlineReference,
     PrecomputedReference,
     ReferenceScorer,
-    score_pairs,
-    token_batches,
 )
 from minimind_dpo.training.reference_key import weights_fingerprint
 from speed.clock import Clock

@@ -3,19 +3,26 @@
 Prompts of a batch are padded on the left, so that every answer starts at the same column, and the
 mask hides the padding. Afterwards the random number generators, the train or evaluation mode of
 every module and the attention function are what they were before.
+
+A token is drawn as the argmax of p / e, e exponential, one e for each row, step and word. So with
+one seed and the same batches, two models that are alike draw the same answers, and two that are
+close draw mostly the same: comparing them, chance in the draws cancels out.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from minimind_dpo.data.tokenize.chat import Chat
+from minimind_dpo.evaluation.answers import Answer
+from minimind_dpo.evaluation.scoring import frozen
 from minimind_dpo.models.attention.planned import plain_attention
 
 
@@ -48,12 +55,10 @@ def sample_answers(
     Raises:
         ValueError: A setting out of range, or an empty prompt.
     """
-    known = getattr(model.generation_config, "eos_token_id", None)
-    own = known if isinstance(known, list) else [] if known is None else [known]
     answers = sample_completions(
         model,
         prompts,
-        end_ids=sorted({*chat.end_ids, *own}),
+        end_ids=end_ids(model, chat),
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         top_p=top_p,
@@ -61,6 +66,36 @@ def sample_answers(
         batch_size=batch_size,
     )
     return [chat.decode(answer) for answer in answers]
+
+
+def end_ids(model: PreTrainedModel, chat: Chat) -> list[int]:
+    """Tokens that end an answer: the end of a turn, of a text, and what the model itself names."""
+    own = getattr(model.generation_config, "eos_token_id", None)
+    return sorted(
+        {*chat.end_ids, *(own if isinstance(own, list) else [] if own is None else [own])}
+    )
+
+
+def draw_answers(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    decode: Callable[[Sequence[int]], str],
+    *,
+    end_ids: Sequence[int],
+    **settings: Any,
+) -> list[Answer]:
+    """One answer to each prompt, with its tokens.
+
+    Args:
+        model: As `sample_completions`.
+        prompts: As `sample_completions`.
+        decode: Token ids to text without special tokens.
+        end_ids: As `sample_completions`.
+        settings: The other keywords of `sample_completions`.
+    """
+    drawn = sample_completions(model, prompts, end_ids=end_ids, **settings)
+    ends = set(end_ids)
+    return [Answer(decode(ids), np.array(ids, np.int32), ids[-1] in ends) for ids in drawn]
 
 
 @torch.no_grad()
@@ -74,6 +109,7 @@ def sample_completions(
     top_p: float = 1.0,
     seed: int = 0,
     batch_size: int = 16,
+    advance: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """One completion to each prompt, as token ids.
 
@@ -89,6 +125,7 @@ def sample_completions(
         top_p: As in `sample_answers`.
         seed: As in `sample_answers`.
         batch_size: Prompts at once.
+        advance: Called with the number of prompts that are answered, batch by batch.
 
     Returns:
         Ids of each completion; the last one is an end token unless the completion was cut.
@@ -122,6 +159,7 @@ def sample_completions(
             torch.manual_seed(seed + start)
             batch = [prompt[-longest:] for prompt in prompts[start : start + batch_size]]
             completions += _one_batch(model, batch, settings)
+            advance(len(completions) - start)
     return completions
 
 
@@ -187,19 +225,12 @@ def _until_end(row: list[int], settings: GenerationConfig) -> list[int]:
 @contextlib.contextmanager
 def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
     """Evaluation mode and plain attention inside; everything as it was after."""
-    modes = [(module, module.training) for module in model.modules()]
     device = model.device
     kind = device.type if device.type in ("cuda", "mps", "xpu") else "cuda"
     devices = [device.index or 0] if device.type == kind else []
     with (
         torch.random.fork_rng(devices, device_type=kind),
-        # A compiled policy would compile once more for every length of the cache.
-        torch.compiler.set_stance("force_eager"),
+        frozen(model),
         plain_attention(model),
     ):
-        model.eval()
-        try:
-            yield
-        finally:
-            for module, training in modes:
-                module.training = training
+        yield

@@ -76,6 +76,11 @@ class Head:
         softcap = getattr(config, "final_logit_softcapping", None) or 0.0
         return cls(layer.weight, getattr(layer, "bias", None), float(scale), float(softcap))
 
+    def logits(self, states: Tensor) -> Tensor:
+        """(n, V) in float32 or more, of states (n, H); for a few at a time."""
+        options = (self.scale, self.softcap, states.dtype, False, False)
+        return _Logits(states, self.weight, self.bias, options).of(slice(None))
+
 
 def scored_logps(
     states: Tensor, head: Head, target_id: Tensor, statistics: bool = False

@@ -33,8 +33,33 @@ def sequence_logps(
     Returns:
         Per-token values (N,) and lengths (2P,).
     """
+    states, output = predictor_states(model, batch, router_logits=aux_loss is not None)
+    logps, entropy, log_sum_sq = scored_logps(states, Head.of(model), batch.target_id, statistics)
+    return PairLogps(
+        token_logps=logps,
+        sequence_id=batch.sequence_id,
+        lengths=batch.lengths,
+        entropy=entropy if statistics else None,
+        log_sum_sq_probs=log_sum_sq if statistics else None,
+        aux_loss=None if aux_loss is None else aux_loss(output.router_logits, batch),
+    )
+
+
+def predictor_states(
+    model: nn.Module, batch: PreferenceBatch, *, router_logits: bool = False
+) -> tuple[Tensor, Any]:
+    """States of the tokens that predict the scored ones.
+
+    Args:
+        model: As `sequence_logps` takes it.
+        batch: P >= 1 pairs.
+        router_logits: Collect those of a mixture of experts.
+
+    Returns:
+        (N, H), and the output of the backbone.
+    """
     keywords: dict[str, Any] = {"use_cache": False}
-    if aux_loss is not None:
+    if router_logits:
         keywords["output_router_logits"] = True
     if batch.attention_mask is None:
         shape: tuple[int, ...] = (1, batch.input_ids.numel())
@@ -48,16 +73,7 @@ def sequence_logps(
         **keywords,
     )
     hidden = output.last_hidden_state
-    states = hidden.view(-1, hidden.shape[-1]).index_select(0, batch.predictor_index)
-    logps, entropy, log_sum_sq = scored_logps(states, Head.of(model), batch.target_id, statistics)
-    return PairLogps(
-        token_logps=logps,
-        sequence_id=batch.sequence_id,
-        lengths=batch.lengths,
-        entropy=entropy if statistics else None,
-        log_sum_sq_probs=log_sum_sq if statistics else None,
-        aux_loss=None if aux_loss is None else aux_loss(output.router_logits, batch),
-    )
+    return hidden.view(-1, hidden.shape[-1]).index_select(0, batch.predictor_index), output
 
 
 def _backbone(model: nn.Module) -> nn.Module:

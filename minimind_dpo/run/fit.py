@@ -61,6 +61,7 @@ from minimind_dpo.run.summary import (
     take_best_weights,
     tell_finished,
 )
+from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.distributed import RankGuard, decided, forget_failure
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
@@ -130,6 +131,8 @@ def _fit(
     callbacks = build_callbacks(
         config, policy, chat, run.folder, extra, belongs=identity, stop=stop
     )
+    verdict = RunVerdict(config, policy, data, run.folder, stop)
+    callbacks.append(verdict)
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
@@ -149,9 +152,11 @@ def _fit(
         _validate_exported(trainer, module, data)
     if not trainer.is_global_zero:
         return {}
+    judgement = verdict.conclude(module.current_step)
     exported = export_weights(config, policy, chat, run.folder)
     summary = summarise(config, trainer, module, data, policy, before, last, clock)
     summary["exported"] = exported
+    summary["verdict"] = judgement
     if judged:
         summary["demo"] = judged.after(module.last_val_metrics)
         summary["weights"]["demo"] = module.current_step

@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import load_model as load_model  # makes v_learn known
@@ -33,7 +34,6 @@ from minimind_dpo.objective.preference_loss import pair_losses
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.optim import make_optimizer
 from minimind_dpo.training.options import OptimizerOptions
-from minimind_dpo.training.scoring import score
 
 DTYPES: Final = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 SIZE: Final = {

@@ -23,9 +23,9 @@ from transformers import PreTrainedModel
 
 from minimind_dpo.batch import TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.evaluation.scoring import evaluating, score
 from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.training.scoring import evaluating, score
 
 TIMES_ROUNDING = 8.0
 """Largest difference allowed, in multiples of what rounding moves. Over 22 architectures and four

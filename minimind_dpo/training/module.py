@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.objective.logps import AuxLoss
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
 from minimind_dpo.objective.options import LossOptions
@@ -30,7 +31,6 @@ from minimind_dpo.training.nan_guard import StepGuard
 from minimind_dpo.training.optim import make_optimizer, schedule_factor
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import NoReference, OnlineReference, ReferenceScorer
-from minimind_dpo.training.scoring import score
 
 
 class DPOModule(L.LightningModule):

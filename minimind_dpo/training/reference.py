@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import lightning as L
@@ -18,15 +18,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
-from minimind_dpo.data.batches.layouts import Collator
+from minimind_dpo.batch import PairLogps, PreferenceBatch
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
+from minimind_dpo.evaluation.scoring import evaluating, score_pairs, token_batches
+from minimind_dpo.evaluation.scoring import score as score_batch
 from minimind_dpo.models.lora import adapters_off
 from minimind_dpo.training.reference_key import reference_key
-from minimind_dpo.training.scoring import evaluating
-from minimind_dpo.training.scoring import score as score_batch
 from minimind_dpo.training.shown_progress import progress
 
 _log = logging.getLogger(__name__)
@@ -210,43 +209,3 @@ def _scope(
 def _bound(limit: int | None) -> int | None:
     """Lightning writes "no bound" as None or -1."""
     return None if limit is None or limit < 0 else limit
-
-
-def score_pairs(
-    model: PreTrainedModel,
-    pairs: Sequence[TokenizedPair],
-    collate: Collator,
-    *,
-    device: torch.device,
-    precision_context: Callable[[], contextlib.AbstractContextManager[object]],
-) -> list[np.ndarray]:
-    """Reference log-probs of some pairs: float32 (chosen + rejected length,) each, chosen first."""
-    batch = collate(pairs).to(device)
-    with torch.inference_mode(), precision_context():
-        logps = score_batch(model, batch).token_logps.float().cpu().numpy()
-    chosen = np.cumsum([0, *(len(pair.chosen_ids) for pair in pairs)])
-    rejected = chosen[-1] + np.cumsum([0, *(len(pair.rejected_ids) for pair in pairs)])
-    return [
-        np.concatenate([logps[chosen[i] : chosen[i + 1]], logps[rejected[i] : rejected[i + 1]]])
-        for i in range(len(pairs))
-    ]
-
-
-def token_batches(rows: np.ndarray, tokens: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Cut rows into batches of at most `budget` tokens, similar lengths together.
-
-    Args:
-        rows: int (n,) rows of a store.
-        tokens: int (n,) tokens of each.
-        budget: Most tokens of a batch; a longer single pair goes alone.
-    """
-    order = np.argsort(tokens, kind="stable")[::-1]
-    start = 0
-    load = 0
-    for i, position in enumerate(order):
-        if i > start and load + tokens[position] > budget:
-            yield rows[order[start:i]]
-            start, load = i, 0
-        load += int(tokens[position])
-    if start < len(order):
-        yield rows[order[start:]]

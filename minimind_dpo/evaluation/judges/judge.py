@@ -18,22 +18,28 @@ class Trust:
 
     Attributes:
         words: What it goes by, as a noun phrase: "the preference that the training pairs show".
-        accuracy: Share of held-out pairs whose chosen answer it prefers; None for a judge that is
-            right by definition, or that nobody has tested.
+        accuracy: Share of held-out pairs whose chosen answer it prefers; None where that is not
+            the measure, as for a program that says what is wanted.
+        unable: Why it cannot judge at all; empty where it can.
     """
 
     words: str
     accuracy: Estimate | None = None
+    unable: str = ""
 
     @property
     def can_judge(self) -> bool:
         """Whether it tells chosen from rejected better than a coin, at 95% confidence."""
-        return self.accuracy is None or self.accuracy.low > 0.5
+        return not self.unable and (self.accuracy is None or self.accuracy.low > 0.5)
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
-        accuracy = None if self.accuracy is None else self.accuracy.to_json()
-        return {"words": self.words, "accuracy": accuracy, "can_judge": self.can_judge}
+        return {
+            "words": self.words,
+            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "unable": self.unable,
+            "can_judge": self.can_judge,
+        }
 
 
 class Judge(Protocol):
@@ -47,6 +53,11 @@ class Judge(Protocol):
     @property
     def trust(self) -> Trust:
         """What it can be trusted for; may take the work that finds that out."""
+        ...
+
+    @property
+    def tokens_ahead(self) -> int:
+        """Tokens that a model on this machine has to run before it can judge; 0 for none."""
         ...
 
     def compare(

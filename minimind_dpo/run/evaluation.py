@@ -1,0 +1,203 @@
+"""From configuration and data to an `Evaluation`: prompts, text, reference, judges."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from minimind_dpo.batch import Message, TokenizedPair
+from minimind_dpo.config.schema import Config
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.read.pairs import read_pairs
+from minimind_dpo.data.store.token_store import TokenStore
+from minimind_dpo.demo import judge as demo
+from minimind_dpo.demo.task import question_of
+from minimind_dpo.evaluation.answers import Bar, Lend, Prompt
+from minimind_dpo.evaluation.evaluate import Evaluation, Task
+from minimind_dpo.evaluation.judges.judge import Judge
+from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
+from minimind_dpo.evaluation.judges.program import ProgramJudge
+from minimind_dpo.evaluation.sampling import end_ids
+from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.lora import adapters_off, has_adapters
+from minimind_dpo.options.problem import ConfigError, Problem
+
+
+def lending(model: PreTrainedModel) -> Lend:
+    """A model that is always there."""
+    return lambda: nullcontext(model)
+
+
+def reference_of(config: Config, policy: PreTrainedModel) -> Lend:
+    """The reference of a run: the policy without its adapters, or a model that is loaded when it
+    is first needed, on the policy's device.
+    """
+    reference = config.reference
+    if reference.path is None and has_adapters(policy):
+
+        @contextlib.contextmanager
+        def without_adapters() -> Iterator[PreTrainedModel]:
+            with adapters_off(policy):
+                yield policy
+
+        return without_adapters
+    loaded: list[PreTrainedModel] = []
+
+    def load() -> contextlib.nullcontext[PreTrainedModel]:
+        if not loaded:
+            model = load_model(
+                reference.path or config.model.path,
+                False,
+                config.model.config if reference.path is None else None,
+                getattr(torch, reference.dtype or config.model.dtype),
+                trust_remote_code=config.model.trust_remote_code,
+                key="model.path" if reference.path is None else "reference.path",
+            ).model
+            use_chosen_library(model)
+            torch.nn.Module.to(model, policy.device)
+            loaded.append(model)
+        return nullcontext(loaded[0])
+
+    return load
+
+
+def build_evaluation(
+    config: Config,
+    policy: LoadedModel,
+    data: PreferenceDataModule,
+    train_store: TokenStore,
+    bar: Bar,
+) -> Evaluation | None:
+    """What compares policies with the run's reference; None where no prompt is held out.
+
+    Args:
+        config: The configuration; `evaluate.prompts` asks for some.
+        policy: As loaded, with its tokenizer.
+        data: Set up; its held-out pairs carry the reference's log-probs where those are known.
+        train_store: Its training pairs, without them.
+        bar: Makes progress bars.
+
+    Raises:
+        ConfigError: A judge does not know the prompts, or `evaluate.text` holds too little.
+    """
+    chat = data.tokenizer.chat
+    if data.val_store is None or not len(data.val_rows):
+        return None
+    held_out = [data.val_store[row] for row in data.val_rows.tolist()]
+    prompts = _choose_prompts(config, data, held_out)
+    reference = reference_of(config, policy.model)
+    random = np.random.default_rng(config.evaluate.seed)
+    most = config.judge.fit_pairs
+    ground = Ground(
+        reference=reference,
+        fit_pairs=[train_store[row] for row in _some(data.train_rows, most, random)],
+        test_pairs=[held_out[place] for place in _some(np.arange(len(held_out)), most, random)],
+        collate=data.collate,
+        batch_tokens=config.reference.batch_tokens,
+        bar=bar,
+    )
+    texts = [prompt.ids for prompt in prompts if len(prompt.ids) > 1]
+    task = Task(
+        prompts=prompts,
+        pairs=held_out,
+        texts=texts if config.evaluate.text is None else read_text(config, chat.tokenizer),
+        text="prompts" if config.evaluate.text is None else Path(config.evaluate.text).name,
+        end_ids=end_ids(policy.model, chat),
+        decode=chat.decode,
+        collate=data.collate,
+        batch_tokens=config.reference.batch_tokens,
+    )
+    judge, also = config.judge.name, config.judge.also
+    return Evaluation(
+        task,
+        reference,
+        build_judge(judge, ground, prompts, "judge.name"),
+        build_judge(also, ground, prompts, "judge.also"),
+        config.evaluate,
+        bar,
+    )
+
+
+def build_judge(
+    name: str | None, ground: Ground, prompts: Sequence[Prompt], key: str
+) -> Judge | None:
+    """The judge of a name.
+
+    Raises:
+        ConfigError: It does not know one of the prompts.
+    """
+    if name == "pairs":
+        return PairsJudge(ground)
+    if name != "demo":
+        return None
+    for prompt in prompts:
+        try:
+            question_of(prompt.text)
+        except ValueError:
+            why = f"knows the prompts of the embedded task alone, and not that of {prompt.source}"
+            raise ConfigError([Problem(key, why, "Use judge=pairs.", "demo")]) from None
+    return ProgramJudge(
+        "demo",
+        "the manner that the embedded task asks for, and its facts",
+        lambda prompt, answer: demo.judge(prompt, answer).wanted,
+        lambda prompt, answer: demo.judge(prompt, answer).correct,
+    )
+
+
+def read_text(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
+    """`evaluate.text` as tokens: stretches of `data.max_length`, as many as prompts at most.
+
+    Raises:
+        ConfigError: It is no text, or has fewer than two tokens.
+    """
+    assert config.evaluate.text is not None
+    try:
+        text = Path(config.evaluate.text).expanduser().read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        why = f"is not UTF-8 text ({error.reason} at byte {error.start})"
+        raise ConfigError([Problem("evaluate.text", why, value=config.evaluate.text)]) from error
+    ids = np.array(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], np.int32)
+    length = config.data.max_length
+    starts = range(0, len(ids), length)[: config.evaluate.prompts]
+    stretches = [ids[start : start + length] for start in starts]
+    if not stretches or len(stretches[0]) < 2:
+        raise ConfigError([Problem("evaluate.text", "holds no text", value=config.evaluate.text)])
+    return [stretch for stretch in stretches if len(stretch) > 1]
+
+
+def _choose_prompts(
+    config: Config, data: PreferenceDataModule, held_out: Sequence[TokenizedPair]
+) -> list[Prompt]:
+    """Distinct held-out prompts, drawn by `evaluate.seed`, the longest first as memory needs."""
+    distinct = list({pair.prompt_ids.tobytes(): pair for pair in reversed(held_out)}.values())
+    random = np.random.default_rng(config.evaluate.seed)
+    assert config.evaluate.prompts is not None
+    chosen = [distinct[i] for i in _some(np.arange(len(distinct)), config.evaluate.prompts, random)]
+    chosen.sort(key=lambda pair: -len(pair.prompt_ids))
+    turns = _read_turns(data.val_files or data.train_files, {pair.source for pair in chosen})
+    return [Prompt(pair.prompt_ids, turns[pair.source], pair.source) for pair in chosen]
+
+
+def _read_turns(files: list[str], sources: set[str]) -> dict[str, tuple[Message, ...] | str]:
+    """The prompts at these places of some files, as they were written."""
+    found: dict[str, Any] = {}
+    for pair in read_pairs(files, on_problem=lambda problem: None):
+        if pair.source in sources:
+            found[pair.source] = pair.prompt
+            if len(found) == len(sources):
+                break
+    return found
+
+
+def _some(rows: np.ndarray, most: int, random: np.random.Generator) -> list[int]:
+    """At most so many of some rows, each with the same chance, in their order."""
+    chosen = rows if len(rows) <= most else random.choice(rows, most, replace=False)
+    return sorted(chosen.tolist())

@@ -1,0 +1,173 @@
+"""The verdict of a run: at its end, and every few steps while it trains where that is asked.
+
+<run>/verdict.json      the verdict on the exported weights
+<run>/answers.jsonl     each prompt with both answers
+<run>/frontier.jsonl    a line for each verdict while training and the last: step, win rate, KL
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+from rich.console import Console
+
+from minimind_dpo.config.schema import Config
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.evaluation import progress
+from minimind_dpo.evaluation.evaluate import Evaluation
+from minimind_dpo.evaluation.table import table
+from minimind_dpo.evaluation.verdict import Verdict
+from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.run.evaluation import build_evaluation, lending
+from minimind_dpo.run.folder import write_json
+from minimind_dpo.training.signals import StopRequest
+
+log = logging.getLogger(__name__)
+console = Console()
+
+VERDICT: Final = "verdict.json"
+ANSWERS: Final = "answers.jsonl"
+FRONTIER: Final = "frontier.jsonl"
+
+
+class GivenUpError(Exception):
+    """A verdict while training was given up, since the run is to stop."""
+
+
+class RunVerdict(Callback):
+    """Compares the policy with its reference, on the first rank.
+
+    Args:
+        config: Of the run.
+        policy: What is trained.
+        data: The data.
+        folder: The run's folder.
+        stop: What signal handlers set.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        policy: LoadedModel,
+        data: PreferenceDataModule,
+        folder: Path,
+        stop: StopRequest,
+    ) -> None:
+        self.config = config
+        self.policy = policy
+        self.data = data
+        self.folder = folder
+        self.stop = stop
+        self._train_store = data.train_store  # before log-probs are attached to what is visited
+        self._evaluation: Evaluation | None = None
+        self._newest = 0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Refuse what cannot be judged before anything is trained."""
+        if not trainer.is_global_zero or not self.config.evaluate.prompts:
+            return
+        (self.folder / VERDICT).unlink(missing_ok=True)  # of the time before it was taken further
+        assert self._train_store is not None
+        self._evaluation = build_evaluation(
+            self.config, self.policy, self.data, self._train_store, self._bar
+        )
+        if self._evaluation is None:
+            log.info("There will be no verdict: data.val and data.val_fraction hold out no prompt")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """A point of the frontier every `evaluate.every` optimizer steps."""
+        step, every = trainer.global_step, self.config.evaluate.every
+        if self._evaluation is None or every is None or step in (0, self._newest) or step % every:
+            return
+        self._newest = step
+        try:
+            verdict = self._evaluation(lending(self.policy.model))
+        except GivenUpError:
+            return
+        point = self._add_point(step, verdict)
+        numbers = {f"verdict/{key}": value for key, value in point.items() if key != "step"}
+        for logger in trainer.loggers:
+            logger.log_metrics({k: v for k, v in numbers.items() if v is not None}, step=step)
+
+    def conclude(self, step: int) -> dict[str, Any] | None:
+        """The verdict on the weights as they are now, shown and written.
+
+        Args:
+            step: Optimizer steps after which the weights were these.
+
+        Returns:
+            The content of `verdict.json`; None without a verdict. A judge that fails is told, but
+            does not fail the run, whose weights are still to be exported.
+        """
+        if self._evaluation is None:
+            return None
+        try:
+            return self._conclude(self._evaluation, step)
+        except Exception as error:
+            why = " ".join(str(error).split()) or type(error).__name__
+            log.error(f"There is no verdict: {why}", exc_info=error)
+            return None
+
+    def _conclude(self, evaluation: Evaluation, step: int) -> dict[str, Any]:
+        policy = lending(self.policy.model)
+        judge = self.config.judge.name
+        by = "" if judge == "none" else f" by judge {judge}"
+        log.info(
+            f"Verdict on {len(evaluation.task.prompts)} held-out prompts{by}: at most about "
+            f"{_duration(evaluation.seconds_ahead(policy))} (evaluate=none leaves it out)"
+        )
+        verdict = evaluation(policy)
+        self._add_point(step, verdict)
+        _write_lines(self.folder / ANSWERS, (case.to_json() for case in verdict.cases))
+        content = {"step": step, **verdict.to_json()}
+        write_json(content, self.folder / VERDICT)
+        console.print(table(verdict))
+        log.info(verdict.sentence)
+        for alarm in verdict.alarms:
+            log.warning(alarm)
+        return content
+
+    def _add_point(self, step: int, verdict: Verdict) -> dict[str, Any]:
+        """Write a point of the frontier in place of later ones, which an earlier launch left."""
+        path = self.folder / FRONTIER
+        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        earlier = [point for point in map(json.loads, before) if point["step"] < step]
+        point = {"step": step, **verdict.numbers()}
+        _write_lines(path, [*earlier, point])
+        return point
+
+    @contextmanager
+    def _bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A progress bar, whose every step is a chance to give up where a stop is waiting."""
+        make = progress.silent if self.config.callbacks.progress == "none" else progress.shown
+        with make(title, total) as advance:
+
+            def advance_or_stop(count: int) -> None:
+                if self.stop.signum:
+                    raise GivenUpError
+                advance(count)
+
+            yield advance_or_stop
+
+
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    temporary = path.with_suffix(".tmp")
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
