@@ -12,6 +12,8 @@ from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy
 
 from minimind_dpo import launch, train
+from minimind_dpo.config.compose import compose
+from minimind_dpo.run.plan import world_size
 from minimind_dpo.training.distributed import make_strategy
 
 JOB = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
@@ -129,4 +131,6 @@ def test_a_job_ends_with_the_process_that_started_it() -> None:
     [("0,2", DDPStrategy), ("1,", str), ("2", DDPStrategy), ([0, 1], DDPStrategy), (1, str)],
 )
 def test_devices_that_pass_the_checks_make_a_strategy(devices: object, kind: type) -> None:
-    assert type(make_strategy("auto", devices, 1, 60)) is kind
+    config = compose()
+    config.trainer.devices = devices
+    assert type(make_strategy("auto", world_size(config), 60)) is kind

@@ -69,7 +69,7 @@ def package_problems(key: str, value: Any, package: str, extra: str) -> Iterator
 
 
 def shown(value: Any) -> str:
-    """A value as one would type it on the command line, cut at 80 characters."""
+    """A value as one would type it on the command line, cut at 200 characters."""
     if isinstance(value, list | tuple):
         text = "[" + ",".join(shown(item) for item in value) + "]"
     elif isinstance(value, Mapping):
@@ -78,4 +78,4 @@ def shown(value: Any) -> str:
         text = {True: "true", False: "false", None: "null"}[value]
     else:
         text = str(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return text if len(text) <= 200 else text[:197] + "..."

@@ -18,7 +18,12 @@ from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import StepGuard
 from minimind_dpo.training.reference import PrecomputedReference
 
-OTHERWISE = {"data.val": (), "model.tokenizer": None, "model.dtype": "torch.float32"}
+OTHERWISE = {
+    "data.val": (),
+    "data.columns": None,
+    "model.tokenizer": None,
+    "model.dtype": "torch.float32",
+}
 """The same said in another type."""
 
 ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {

@@ -29,7 +29,7 @@ NAN = float("nan")
         ({"beta": "big"}, "loss.beta=big"),
         ({"type": ("bco_pair",), "f_divergence": "forward_kl"}, "loss.f_divergence=forward_kl"),
         ({"type": ("sft",), "f_divergence": "forward_kl"}, "loss.f_divergence=forward_kl"),
-        ({"type": ("dpo",)}, "loss.type=dpo"),
+        ({"type": ("dpp",)}, "loss.type=dpp"),
         ({"type": ()}, "loss.type=[]"),
         ({"type": ("sigmoid", "sigmoid")}, "twice"),
         ({"f_divergence": "kl"}, "loss.f_divergence=kl"),
@@ -56,7 +56,7 @@ def test_a_setting_without_meaning_is_refused_by_its_key(settings: dict[str, Any
 
 
 def test_problems_are_told_all_at_once():
-    options = LossOptions(type=("dpo",), beta=-1, label_smoothing=2, weights=(1, 2), ld_alpha=-1)
+    options = LossOptions(type=("dpp",), beta=-1, label_smoothing=2, weights=(1, 2), ld_alpha=-1)
     keys = ("loss.type", "loss.weights", "loss.beta", "loss.label_smoothing", "loss.ld_alpha")
     found = "\n".join(map(str, problems(options)))
     assert all(key in found for key in keys)

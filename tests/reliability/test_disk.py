@@ -14,11 +14,10 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from minimind_dpo import disk, train
+from minimind_dpo import disk, launch
 from minimind_dpo.disk import replace, replacing, while_unchanged, workspace, zip_fault
 from minimind_dpo.os_errors import causes, explain, is_full
 from minimind_dpo.run.out_of_memory import is_out_of_memory
-from minimind_dpo.training import distributed as ranks
 
 
 def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
@@ -172,11 +171,10 @@ def test_a_file_that_is_still_warm_is_not_trusted(tmp_path: Path) -> None:
 def test_only_a_rank_that_this_run_started_leaves_models_to_the_one_before_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert train.LAUNCHER_VARIABLE == ranks._PARENT
-    monkeypatch.setenv(train.LAUNCHER_VARIABLE, str(os.getppid()))
+    monkeypatch.setenv(launch._LAUNCHER, str(os.getppid()))
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert not train._is_further_rank()
+    assert not launch.launched_by_rank()
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert train._is_further_rank()
-    monkeypatch.setenv(train.LAUNCHER_VARIABLE, "1")  # torchrun's, in the shell of another run
-    assert not train._is_further_rank()
+    assert launch.launched_by_rank()
+    monkeypatch.setenv(launch._LAUNCHER, "1")  # torchrun's, in the shell of another run
+    assert not launch.launched_by_rank()
