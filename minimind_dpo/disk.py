@@ -10,6 +10,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -110,6 +111,14 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """Write UTF-8 text whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors=errors)
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; None where there is none, or it is broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Whether model, tokenizer, adapters, reference and resumed state are whole and fit each other.
+"""Whether model, tokenizer, adapters and reference are whole and fit each other.
 
 Models are loaded as the run loads them, by the same functions, but onto the device `meta`: keys,
 shapes, checksums and numbers are looked at, and no weight is kept.
@@ -23,7 +23,6 @@ from minimind_dpo.models.locate import ADAPTERS, EXPORT
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.options.problem import ConfigError, Problem
-from minimind_dpo.training.resume.checkpoint_io import DamagedCheckpointError, read_header
 
 
 def checkpoint_problems(config: Config, known: set[str]) -> list[Problem]:
@@ -59,8 +58,6 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
             yield _problem("reference.path", error)
     if config.run_dir is not None and "run_dir" not in known:
         yield from _folder_problems(config.run_dir)
-    if "resume" not in known:
-        yield from _resume_problems(config.resume)
 
 
 def _chat_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
@@ -79,16 +76,6 @@ def _chat_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterat
     if config.callbacks.judge == "demo" and not chat.has_template:
         why = "asks the demo's questions, for which there is no chat template"
         yield Problem("callbacks.judge", why, "Set callbacks.judge=none.", "demo")
-
-
-def _resume_problems(resume: str | None) -> Iterator[Problem]:
-    """Of a checkpoint that was named; of those in a folder, the run takes the newest whole one."""
-    path = None if resume in (None, "auto") else Path(str(resume)).expanduser()
-    if path is not None and path.is_file():
-        try:
-            read_header(path)
-        except DamagedCheckpointError as error:
-            yield Problem("resume", str(error).rstrip("."))
 
 
 def _check_policy(config: Config, tokenizer: PreTrainedTokenizerBase | Literal[False]) -> None:

@@ -41,7 +41,7 @@ from minimind_dpo.training.reference import (
     ReferenceScorer,
 )
 from minimind_dpo.training.resume.callback import make_checkpoints
-from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO, read_header
+from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO
 from minimind_dpo.training.resume.csv_log import KeptCSVLogger, keep_until
 from minimind_dpo.training.resume.random_state import RandomState
 from minimind_dpo.training.signals import StopRequest
@@ -194,11 +194,11 @@ def build_loggers(config: Config, run: Run, extra: list[Logger], first: bool) ->
     run_dir = run.folder
     if config.logger.name == "none":
         return extra
-    past: dict[str, Any] = {"step": -1, "validation_due": False}
-    if run.checkpoint is not None:
-        past = read_header(run.checkpoint)
+    step, validation_due = -1, False
+    if run.header is not None:
+        step, validation_due = run.header.step, run.header.validation_due
     if first:
-        keep_until(run_dir / "csv" / "metrics.csv", past["step"], past["validation_due"])
+        keep_until(run_dir / "csv" / "metrics.csv", step, validation_due)
     csv = KeptCSVLogger(run_dir, **_csv_options(config))
     if config.logger.name == "csv":
         return [csv, *extra]
@@ -209,7 +209,7 @@ def build_loggers(config: Config, run: Run, extra: list[Logger], first: bool) ->
             version="tensorboard",
             default_hp_metric=False,
             # Hides what an earlier launch logged after the state that this one goes on from.
-            purge_step=past["step"] + 1,
+            purge_step=step + 1,
             **options,
         )
         return [tensorboard, csv, *extra]

@@ -40,7 +40,6 @@ from minimind_dpo.run.export_weights import export_weights, write_model_card
 from minimind_dpo.run.extra import build_extra
 from minimind_dpo.run.folder import (
     Run,
-    check_identity,
     claim_run,
     flat,
     make_folder,
@@ -48,6 +47,7 @@ from minimind_dpo.run.folder import (
     write_config,
     write_json,
 )
+from minimind_dpo.run.identity import check_identity
 from minimind_dpo.run.judging import Judge
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
@@ -65,7 +65,6 @@ from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.distributed import RankGuard, decided, forget_failure
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
-from minimind_dpo.training.resume.checkpoint_io import read_header
 from minimind_dpo.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -121,8 +120,8 @@ def _fit(
     run, data, plan, identity, summary = _open_run(config, tokenizer, lock, first)
     if summary is not None:
         return summary
-    if run.checkpoint is not None:
-        stop.note_saved(run.checkpoint, read_header(run.checkpoint)["step"])
+    if run.checkpoint is not None and run.header is not None:
+        stop.note_saved(run.checkpoint, run.header.step)
     ranks.folder = run.folder
     chat = data.tokenizer.chat
     policy = build_policy(config, chat.tokenizer)
@@ -217,10 +216,10 @@ def _start(
 ) -> dict[str, float]:
     """Validation at step 0, or what it was in the run that is resumed."""
     newest = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ResumeCheckpoint))
-    if run.checkpoint is None:
+    if run.header is None:
         newest.start_metrics = _validate_before(trainer, module, data)
     else:
-        newest.start_metrics = dict(read_header(run.checkpoint)["start_metrics"])
+        newest.start_metrics = dict(run.header.start_metrics)
     return newest.start_metrics
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -13,13 +12,14 @@ import lightning as L
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.disk import read_json
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.folder import Run, versions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.resume.best import BestCheckpoint
-from minimind_dpo.training.resume.checkpoint_io import read_checkpoint, read_header
+from minimind_dpo.training.resume.checkpoint_io import Header, read_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -52,14 +52,14 @@ def finished(config: Config, run: Run) -> dict[str, Any] | None:
     A state at the end of training is not enough: the run may have ended before its weights were
     exported. The summary is written last, so one of this very step says that they were.
     """
-    path = run.folder / SUMMARY
-    if run.checkpoint is None or not path.is_file() or not _bounds(config, run):
+    if run.header is None or not _bounds(config, run.header):
         return None
-    summary = dict(json.loads(path.read_text(encoding="utf-8")))
-    of_this_state = summary["steps"] == read_header(run.checkpoint)["step"]
+    summary = read_json(run.folder / SUMMARY)
+    if not isinstance(summary, dict) or summary.get("steps") != run.header.step:
+        return None
     exported = summary.get("exported")
-    whole = exported is not None and all(_holds(run.folder / name) for name in exported)
-    return summary if of_this_state and whole else None
+    whole = isinstance(exported, list) and all(_holds(run.folder / str(n)) for n in exported)
+    return summary if whole else None
 
 
 def _holds(path: Path) -> bool:
@@ -75,27 +75,28 @@ def set_summary_aside(folder: Path) -> None:
 
 def tell_finished(config: Config, run: Run, summary: dict[str, Any]) -> None:
     """Say that there is nothing to do, what the run has reached, and how to go on."""
+    assert run.header is not None
     names = ("loss", "rewards/accuracies", "rewards/margins")
     reached = [
         f"{side}/{name} {summary[side][name]:.4g}"
         for side in ("train", "val")
         for name in names
-        if name in summary[side]
+        if name in summary.get(side, {})
     ]
+    bounds = " and ".join(_bounds(config, run.header))
     log.info(
         f"The run in {run.folder} has finished: {summary['steps']} steps, {', '.join(reached)}. "
-        f"Nothing was written. To train it further, raise {' and '.join(_bounds(config, run))}; "
+        f"Nothing was written. To train it further, raise {bounds}; "
         "for another run, name another run_dir"
     )
 
 
-def _bounds(config: Config, run: Run) -> list[str]:
-    """Which bounds of training a run's newest state has reached."""
-    assert run.checkpoint is not None
-    trainer, state = config.trainer, read_header(run.checkpoint)
+def _bounds(config: Config, header: Header) -> list[str]:
+    """Which bounds of training a state has reached."""
+    trainer = config.trainer
     bounds = {
-        f"trainer.max_steps={trainer.max_steps}": (trainer.max_steps, state["step"]),
-        f"trainer.max_epochs={trainer.max_epochs}": (trainer.max_epochs, state["epochs"]),
+        f"trainer.max_steps={trainer.max_steps}": (trainer.max_steps, header.step),
+        f"trainer.max_epochs={trainer.max_epochs}": (trainer.max_epochs, header.epochs),
     }
     return [name for name, (most, done) in bounds.items() if most is not None and 0 < most <= done]
 

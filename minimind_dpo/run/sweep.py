@@ -31,7 +31,7 @@ from omegaconf import DictConfig
 from minimind_dpo import launch
 from minimind_dpo.config.command_line import quoted
 from minimind_dpo.config.source import Source
-from minimind_dpo.disk import write_text
+from minimind_dpo.disk import read_json, write_text
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.options import parse_devices
 
@@ -277,11 +277,3 @@ def objective(folder: Path) -> float | None:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
     return None
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; None where there is none, or something else."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None

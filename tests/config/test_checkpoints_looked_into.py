@@ -110,7 +110,6 @@ def test_a_damaged_file_is_named(here: Path) -> None:
         Path("bad.pth").write_bytes(damaged)
         found = problems("model.path=bad.pth", "model.tokenizer=model", HEADS)
         assert "bad.pth" in found["model.path"]
-        assert "bad.pth" in problems("resume=bad.pth")["resume"]
         assert "bad.pth" in problems("reference.path=bad.pth")["reference.path"]
 
 
@@ -140,7 +139,6 @@ def test_no_pickle_is_run_wherever_it_is_named(here: Path, write: Callable[[Path
         (["model.path=folder"], "model.path"),
         (["reference.path=trap.pth"], "reference.path"),
         (["reference.path=folder"], "reference.path"),
-        (["resume=trap.pth"], "resume"),
     ):
         found = problems(*overrides)
         assert list(found) == [key], found

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,15 @@ import torch
 from minimind_dpo.config.compose import compose
 from minimind_dpo.data.batches.step_plan import carry_over
 from minimind_dpo.options.problem import ConfigError
-from minimind_dpo.run.folder import decide_run, file_digest, make_folder
+from minimind_dpo.run.folder import Run, claim_run, decide_run, make_folder, tell_ranks
+from minimind_dpo.run.identity import file_digest
 from minimind_dpo.run.lock import FolderLock
-from minimind_dpo.training.resume.checkpoint_io import HEADER, AtomicCheckpointIO, step_file
+from minimind_dpo.training.resume.checkpoint_io import (
+    HEADER,
+    AtomicCheckpointIO,
+    Header,
+    step_file,
+)
 from minimind_dpo.training.resume.csv_log import keep_until, read_rows
 from minimind_dpo.training.resume.position import ResumeMismatchError, check_belongs, differences
 
@@ -29,7 +37,8 @@ def _outside_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def run_with(folder: Path, *steps: int) -> Path:
     for step in steps:
-        state = {"state_dict": {}, "loops": {}, HEADER: {"step": step}, "w": torch.zeros(1)}
+        header = asdict(Header(step, 0, {}, {}, False, {}))
+        state = {"state_dict": {}, "loops": {}, HEADER: header, "w": torch.zeros(1)}
         AtomicCheckpointIO().save_checkpoint(state, step_file(folder / "checkpoints", step))
     return folder
 
@@ -42,6 +51,57 @@ def test_auto_takes_the_newest_state_and_starts_fresh_where_there_is_none() -> N
     run_with(Path("run"), 5, 12)
     assert decide("run_dir=run", "resume=auto").checkpoint.name == "step-00000012.ckpt"
     assert decide("run_dir=new", "resume=auto").checkpoint is None
+
+
+def test_a_run_reads_its_state_once_and_ranks_do_not_read_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run_with(Path("run"), 5, 12)
+    passes: list[zipfile.ZipFile] = []
+    check = zipfile.ZipFile.testzip
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda z: passes.append(z) or check(z))
+    run = decide("run_dir=run", "resume=auto")
+    assert run.header.step == 12
+    assert len(passes) == 1
+    tell_ranks(run)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("MINIMIND_DPO_LAUNCHER", str(os.getppid()))
+    told = decide("run_dir=run", "resume=auto")
+    assert told.header == run.header
+    assert told.checkpoint == run.checkpoint.absolute()
+    assert len(passes) == 1
+    assert Run.from_text(Run(Path("a").absolute()).to_text()) == Run(Path("a").absolute())
+
+
+def claim(*overrides: str) -> Run:
+    with FolderLock() as lock:
+        return claim_run(compose(["experiment=demo", *overrides]), lock)
+
+
+@pytest.mark.parametrize("name", ["export/thesis.txt", "config.yaml", "csv/a.csv", "adapters/b"])
+def test_a_folder_with_files_of_the_user_s_own_is_left_as_it_is(name: str) -> None:
+    file = Path("proj") / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
+    run_with(Path("run"), 5)
+    for words in (
+        ["run_dir=proj"],
+        ["run_dir=proj", "resume=auto"],
+        ["run_dir=proj", "resume=run"],
+    ):
+        for _ in range(2):  # nothing is left that would pass for the mark of a run
+            with pytest.raises(ConfigError, match=r"run_dir=proj: holds .*no run has written"):
+                claim(*words)
+    assert [path for path in Path("proj").rglob("*") if path.is_file()] == [file]
+
+
+def test_a_folder_that_holds_other_files_is_good_for_a_run() -> None:
+    Path("proj/export").mkdir(parents=True)
+    Path("proj/notes.txt").write_text("mine")
+    assert claim("run_dir=proj").folder == Path("proj")
+    # A run that died before its first state: its lock file is its mark.
+    Path("proj/config.yaml").write_text("name: dpo")
+    assert claim("run_dir=proj").checkpoint is None
 
 
 def test_a_fresh_run_does_not_overwrite_another() -> None:

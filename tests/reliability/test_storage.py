@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ from minimind_dpo.training.resume.checkpoint_io import (
     AtomicCheckpointIO,
     CheckpointSaveError,
     DamagedCheckpointError,
+    Header,
     newest_valid,
     read_checkpoint,
     read_header,
@@ -36,8 +38,19 @@ def state(value: float = 1.0) -> dict[str, Any]:
     return {
         "state_dict": {"weight": torch.full((50,), value)},
         "loops": {},
-        HEADER: {"step": int(value), "belongs": {"data": {"train": "abc"}}},
+        HEADER: asdict(header(int(value))),
     }
+
+
+def header(step: int) -> Header:
+    return Header(
+        step,
+        epochs=1,
+        shape={"world_size": 2},
+        belongs={"data": {"train": "abc"}},
+        validation_due=True,
+        start_metrics={"loss": 0.7},
+    )
 
 
 def save(folder: Path, *steps: int) -> list[Path]:
@@ -49,26 +62,29 @@ def save(folder: Path, *steps: int) -> list[Path]:
 def test_what_is_saved_is_read_back_with_nothing_left_beside_it(tmp_path: Path) -> None:
     (path,) = save(tmp_path, 7)
     assert read_checkpoint(path)["state_dict"]["weight"].tolist() == [7.0] * 50
-    assert read_header(path)["step"] == 7
+    assert read_header(path) == header(7)
+    assert newest_valid(tmp_path) == (path, header(7))
     assert sorted(os.listdir(tmp_path)) == ["step-00000007.ckpt"]
 
 
-def test_a_state_that_is_asked_often_is_checked_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "change",
+    [{"step": "7"}, {"step": True}, {"belongs": None}, {"shape": [1]}, {"validation_due": 1}],
+)
+def test_a_state_whose_header_is_another_one_is_no_state_of_this_program(
+    tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr(disk, "_SETTLED", -1.0)
-    (path,) = save(tmp_path, 7)
-    passes: list[Path] = []
-    check = zipfile.ZipFile.testzip
-    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda z: passes.append(path) or check(z))
-    read_header(path)["belongs"]["data"] = "altered"
-    assert read_header(path)["belongs"] == {"data": {"train": "abc"}}
-    assert newest_valid(tmp_path) == path
-    read_checkpoint(path)
-    assert len(passes) == 1
-    save(tmp_path, 7)
-    read_header(path)
-    assert len(passes) == 3  # the save's own look, and one at the new file
+    older, newer = save(tmp_path, 5, 9)
+    content = state(9)
+    content[HEADER] |= change
+    AtomicCheckpointIO().save_checkpoint(content, newer)
+    with pytest.raises(DamagedCheckpointError, match=f"entry '{next(iter(change))}'"):
+        read_header(newer)
+    del content[HEADER][next(iter(change))]
+    AtomicCheckpointIO().save_checkpoint(content, newer)
+    with pytest.raises(DamagedCheckpointError, match=f"no entry '{next(iter(change))}'"):
+        read_header(newer)
+    assert newest_valid(tmp_path) == (older, header(5))
 
 
 def flip_in_the_weights(data: bytes) -> bytes:
@@ -96,7 +112,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     newer.write_bytes(DAMAGE[damage](newer.read_bytes()))
     with pytest.raises(DamagedCheckpointError, match="step-00000009"):
         read_checkpoint(newer)
-    assert newest_valid(tmp_path) == older
+    assert newest_valid(tmp_path) == (older, header(5))
     assert "step-00000009.ckpt" in caplog.text
     older.write_bytes(b"")
     with pytest.raises(DamagedCheckpointError, match=r"(?s)no checkpoint .*-00000009.*-00000005"):

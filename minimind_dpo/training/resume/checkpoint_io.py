@@ -7,20 +7,20 @@ load    checksums first, then torch's weights-only loader: nothing in a file can
 
 from __future__ import annotations
 
-import copy
 import logging
 import os
 import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_origin, get_type_hints
 
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
-from minimind_dpo.disk import replacing, sync, while_unchanged, zip_fault
+from minimind_dpo.disk import replacing, sync, zip_fault
 from minimind_dpo.os_errors import first_line, is_full
 
 log = logging.getLogger(__name__)
@@ -116,24 +116,51 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def read_header(path: Path) -> dict[str, Any]:
-    """What a checkpoint belongs to and where it stands, without reading its tensors.
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a state belongs to, and where its run stood.
 
-    Returns:
-        `step`, `shape`, `belongs`, `validation_due` and `start_metrics`.
+    Attributes:
+        step: Optimizer steps that were done.
+        epochs: Whole epochs that were done.
+        shape: How a step was spread; see `position.step_shape`.
+        belongs: What it was made with; see `position.differences`.
+        validation_due: Whether the validation at this step is still to be run.
+        start_metrics: Validation before training.
+    """
+
+    step: int
+    epochs: int
+    shape: dict[str, int]
+    belongs: dict[str, Any]
+    validation_due: bool
+    start_metrics: dict[str, float]
+
+    @classmethod
+    def of(cls, checkpoint: Any) -> Header:
+        """The header of a loaded checkpoint.
+
+        Raises:
+            KeyError, TypeError: It has none, or one with other entries.
+        """
+        entries = checkpoint[HEADER]
+        kinds = get_type_hints(cls)
+        header = cls(**{name: entries[name] for name in kinds})
+        for name, kind in kinds.items():
+            if type(entries[name]) is not (get_origin(kind) or kind):
+                raise TypeError(f"its entry {name!r} is {type(entries[name]).__name__}")
+        return header
+
+
+def read_header(path: Path) -> Header:
+    """Check a whole checkpoint against its checksums, and read no more than its header.
 
     Raises:
         DamagedCheckpointError: As `read_checkpoint`.
     """
-    return copy.deepcopy(_header(path))
-
-
-@while_unchanged
-def _header(path: Path) -> dict[str, Any]:
     verify(path)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        return dict(loaded[HEADER])
+        return Header.of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
     except Exception as error:
         raise DamagedCheckpointError(
             f"{path} is no checkpoint of this program: {_why_unread(error)}. Resume needs a file "
@@ -150,7 +177,6 @@ def _why_unread(error: Exception) -> str:
     return first_line(error)
 
 
-@while_unchanged
 def verify(path: Path) -> None:
     """Compare every record of a checkpoint with its checksum.
 
@@ -185,7 +211,7 @@ def step_of(path: Path) -> int:
     return int(match.group(1))
 
 
-def newest_valid(folder: Path) -> Path | None:
+def newest_valid(folder: Path) -> tuple[Path, Header] | None:
     """The newest state of a folder that is whole; damaged ones are named in the log.
 
     Raises:
@@ -194,12 +220,10 @@ def newest_valid(folder: Path) -> Path | None:
     damaged = []
     for path in step_files(folder):
         try:
-            verify(path)
+            return path, read_header(path)
         except DamagedCheckpointError as error:
             damaged.append(str(error))
             log.warning(f"{error}. Trying the one before")
-        else:
-            return path
     if damaged:
         raise DamagedCheckpointError(
             f"no checkpoint in {folder} is whole:\n  " + "\n  ".join(damaged) + "\nStart anew with "
