@@ -10,6 +10,7 @@ import pytest
 
 from minimind_dpo.config.compose import compose
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.models.load import load_model
 from minimind_dpo.options.limits import value_at
@@ -18,13 +19,19 @@ from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import StepGuard
 from minimind_dpo.training.reference import PrecomputedReference
 
-OTHERWISE = {"data.val": (), "model.tokenizer": None, "model.dtype": "torch.float32"}
+OTHERWISE = {
+    "data.val": (),
+    "data.template_options": None,
+    "model.tokenizer": None,
+    "model.dtype": "torch.float32",
+}
 """The same said in another type."""
 
 ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
     LoaderOptions: ("data.", ""),
     PreferenceDataModule: ("data.",),
     PairTokenizer: ("data.",),
+    Chat: ("data.",),
     StepGuard: ("guard.",),
     load_model: ("model.",),
     SampledAnswers: ("callbacks.samples.",),
