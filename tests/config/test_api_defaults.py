@@ -10,6 +10,7 @@ import pytest
 
 from minimind_dpo.config.compose import compose
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.models.load import load_model
 from minimind_dpo.options.limits import value_at
@@ -21,6 +22,7 @@ from minimind_dpo.training.reference import PrecomputedReference
 OTHERWISE = {
     "data.val": (),
     "data.columns": None,
+    "data.template_options": None,
     "model.tokenizer": None,
     "model.dtype": "torch.float32",
 }
@@ -30,6 +32,7 @@ ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
     LoaderOptions: ("data.", ""),
     PreferenceDataModule: ("data.",),
     PairTokenizer: ("data.",),
+    Chat: ("data.",),
     StepGuard: ("guard.",),
     load_model: ("model.",),
     SampledAnswers: ("callbacks.samples.",),
