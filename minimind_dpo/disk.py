@@ -31,6 +31,8 @@ _SETTLED: Final = 2.0
 """Seconds after which a further change shows in a file's times, however coarse their clock is."""
 
 _LOCK: Final = "lock"
+_ASIDE: Final = ".old"
+_WORKSPACE: Final = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 _TAKEN: Final = (errno.EACCES, errno.EAGAIN, errno.EDEADLK)
 _workspaces: Final[set[Path]] = set()
 """Those of this process: to the operating system, all locks of one process are one."""
@@ -72,39 +74,9 @@ def replacing(target: Path) -> Iterator[Path]:
     Raises:
         OSError: Naming `target`.
     """
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with _naming(target, temporary):
-            yield temporary
-            _use_default_mode(temporary)
-            sync(temporary)
-            os.replace(temporary, target)
-            sync(target.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _naming(place: Path, temporary: Path) -> Iterator[None]:
-    """Let what the system refuses name a place that the user knows."""
-    try:
-        yield
-    except Exception as error:
-        known = getattr(error, "filename", None)
-        if isinstance(error, OSError) and known == str(temporary):
-            error.filename, error.filename2 = str(place), None
-        elif known is None and refused(error):
-            number = number_of(error)
-            assert number is not None
-            raise OSError(number, os.strerror(number), str(place)) from error
-        raise
-
-
-def _use_default_mode(path: Path) -> None:
-    """Give a file or folder the permissions of a plainly created one: some libraries give 0600."""
-    mask = os.umask(0)
-    os.umask(mask)
-    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+    with workspace(target) as space:
+        yield space / target.name
+        replace(space / target.name, target)
 
 
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
@@ -130,51 +102,75 @@ def workspace(target: Path) -> Iterator[Path]:
 
     Yields:
         The folder, empty but for the file of the lock.
+
+    Raises:
+        OSError: Naming `target`, where the system refuses to write into the folder.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    remove_dead(target)
-    folder, file = _locked_workspace(target)
+    remove_dead(target.parent)
+    with _naming(target):
+        space, file = _locked_workspace(target)
+        try:
+            yield space
+        finally:
+            file.close()
+            shutil.rmtree(space, ignore_errors=True)
+            _workspaces.discard(space)
+
+
+@contextlib.contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Let what the system refuses name a place that the user knows."""
     try:
-        with _naming(target.parent, folder):
-            yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        _workspaces.discard(folder)
-        file.close()
+        yield
+    except Exception as error:
+        place, number = getattr(error, "filename", None), number_of(error)
+        inside = isinstance(place, str) and any(map(_WORKSPACE.fullmatch, Path(place).parts))
+        if inside and isinstance(error, OSError):
+            error.filename, error.filename2 = str(target), None
+        elif place is None and number is not None and refused(error):
+            raise OSError(number, os.strerror(number), str(target)) from error
+        raise
 
 
 def _locked_workspace(target: Path) -> tuple[Path, IO[bytes]]:
     while True:
-        folder = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp").absolute()
-        _workspaces.add(folder)
-        folder.mkdir()
+        space = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp").absolute()
+        _workspaces.add(space)
+        space.mkdir()
         with contextlib.suppress(FileNotFoundError):
-            file = (folder / _LOCK).open("xb")
+            file = (space / _LOCK).open("xb")
             with contextlib.suppress(OSError):  # a file system without locks: nothing is deleted
                 lock(file)
             # Another process may have taken the folder for a dead one before the lock was held.
-            if (folder / _LOCK).exists():
-                return folder, file
+            if (space / _LOCK).exists():
+                return space, file
             file.close()
-        _workspaces.discard(folder)
+        _workspaces.discard(space)
 
 
-def remove_dead(target: Path) -> None:
-    """Delete the workspaces beside `target` of processes that died."""
-    for folder in target.parent.glob(f".{_escaped(target.name)}.*.tmp"):
-        if not folder.is_dir() or folder.absolute() in _workspaces:
+def remove_dead(folder: Path) -> None:
+    """Delete the workspaces in a folder whose processes died."""
+    for space in folder.glob(".*.tmp"):
+        mine = space.absolute() in _workspaces
+        if mine or not _WORKSPACE.fullmatch(space.name) or not space.is_dir():
             continue
         with contextlib.suppress(OSError):
-            if not (folder / _LOCK).exists():
-                folder.rmdir()  # which fails where it holds anything
+            if not (space / _LOCK).exists():
+                space.rmdir()  # which fails where it holds anything
                 continue
-            with (folder / _LOCK).open("r+b") as file:
+            with (space / _LOCK).open("r+b") as file:
                 if lock(file):
-                    shutil.rmtree(folder, ignore_errors=True)
+                    _put_back(space)
+                    shutil.rmtree(space, ignore_errors=True)
 
 
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+def _put_back(space: Path) -> None:
+    """Give a folder its place again where the process died between the two renames."""
+    for aside in space.glob(f"*{_ASIDE}"):
+        target = space.parent / aside.name.removesuffix(_ASIDE)
+        if not target.exists():
+            os.replace(aside, target)
 
 
 def replace(made: Path, target: Path) -> None:
@@ -185,7 +181,7 @@ def replace(made: Path, target: Path) -> None:
             sync(path)
     if target.is_dir():
         # A folder that holds anything cannot be replaced in one step; the old one steps aside.
-        aside = made.with_name(f"{made.name}.old")
+        aside = made.with_name(f"{target.name}{_ASIDE}")
         os.replace(target, aside)
         try:
             os.replace(made, target)
@@ -195,6 +191,13 @@ def replace(made: Path, target: Path) -> None:
     else:
         os.replace(made, target)
     sync(target.parent)
+
+
+def _use_default_mode(path: Path) -> None:
+    """Give a file or folder the permissions of a plainly created one: some libraries give 0600."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def lock(file: IO[Any]) -> bool:

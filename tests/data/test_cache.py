@@ -208,7 +208,7 @@ def test_what_dead_builds_left_goes_at_the_next_start_and_live_builds_stay(
         "with workspace(pathlib.Path(sys.argv[1])) as space:\n"
         "    (space / 'tokens').write_bytes(b'half'); print(space, flush=True); sys.stdin.read()"
     )
-    command = [sys.executable, "-c", code, str(tmp_path / "cache" / "building")]
+    command = [sys.executable, "-c", code, str(tmp_path / "cache" / "a.safetensors")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         space = Path(other.stdout.readline().decode().strip())

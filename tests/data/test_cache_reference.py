@@ -191,7 +191,7 @@ def test_two_processes_and_a_killed_one_leave_whole_segments_alone(store) -> Non
     killed = ReferenceCache(store, "weights")
     killed.write([0, 1], rows(store, [0, 1]))
     with workspace(killed.folder / "building") as space:  # as a kill would leave it
-        shutil.copytree(space, killed.folder / ".building.0.tmp")
+        shutil.copytree(space, killed.folder / ".a.safetensors.12345678.tmp")
     written(store, [2])
     assert [path.suffix for path in killed.folder.iterdir()] == [".safetensors"]
     assert ReferenceCache(store, "weights").missing(range(6)).tolist() == [0, 1, 3, 4, 5]

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from minimind_dpo import disk, launch
-from minimind_dpo.disk import replace, replacing, while_unchanged, workspace, zip_fault
+from minimind_dpo import disk
+from minimind_dpo.disk import remove_dead, replace, replacing, while_unchanged, workspace, zip_fault
 from minimind_dpo.os_errors import causes, explain, is_full
 from minimind_dpo.run.out_of_memory import is_out_of_memory
 
@@ -33,14 +33,16 @@ def test_a_file_is_replaced_whole_or_stays_as_it_was(tmp_path: Path) -> None:
 
 
 def test_what_is_refused_names_the_target_not_the_temporary_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError) as raised:
-        disk.write_text(tmp_path / "gone" / "summary.json", "")
-    assert raised.value.filename == str(tmp_path / "gone" / "summary.json")
     full = "I/O error: No space left on device (os error 28)"
-    for writer in (replacing, workspace):
-        with pytest.raises(OSError, match="No space left") as refused, writer(tmp_path / "a"):
-            raise SafetensorError(full)
-        assert refused.value.filename == str(tmp_path / "a" if writer is replacing else tmp_path)
+    with pytest.raises(OSError, match="No space left") as refused, replacing(tmp_path / "a"):
+        raise SafetensorError(full)
+    assert refused.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as missing, replacing(tmp_path / "a") as temporary:
+        temporary.with_name("gone").read_bytes()
+    assert missing.value.filename == str(tmp_path / "a")
+    with pytest.raises(FileNotFoundError) as other, replacing(tmp_path / "a"):
+        (tmp_path / "data.jsonl").read_bytes()
+    assert other.value.filename == str(tmp_path / "data.jsonl")
 
 
 def test_files_that_a_library_gives_to_its_owner_alone_get_the_usual_mode(tmp_path: Path) -> None:
@@ -79,6 +81,29 @@ def test_a_workspace_goes_and_only_those_of_dead_processes_are_cleared(tmp_path:
     assert os.listdir(tmp_path) == []
     other.stdin.close()
     other.stdout.close()
+
+
+def test_files_of_the_user_are_no_workspaces(tmp_path: Path) -> None:
+    for name in ("notes.tmp", ".notes.tmp", ".a.12345678.tmp.txt", ".a.1234567g.tmp"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".b.12345678.tmp").write_text("mine")  # no folder
+    (tmp_path / ".c.12345678.tmp").mkdir()
+    (tmp_path / ".c.12345678.tmp" / "mine").touch()  # without a lock
+    before = set(os.listdir(tmp_path))
+    disk.write_text(tmp_path / "a", "text")
+    assert set(os.listdir(tmp_path)) == {*before, "a"}
+
+
+def test_a_folder_that_stood_aside_when_the_process_died_gets_its_place_again(
+    tmp_path: Path,
+) -> None:
+    space = tmp_path / ".export.12345678.tmp"
+    (space / "export.old").mkdir(parents=True)
+    (space / "export.old" / "weights").touch()
+    (space / "lock").touch()
+    remove_dead(tmp_path)
+    assert os.listdir(tmp_path) == ["export"]
+    assert os.listdir(tmp_path / "export") == ["weights"]
 
 
 def test_a_zip_archive_is_compared_with_its_checksums(tmp_path: Path) -> None:
@@ -166,15 +191,3 @@ def test_a_file_that_is_still_warm_is_not_trusted(tmp_path: Path) -> None:
     content(tmp_path / "a")
     content(tmp_path / "a")
     assert len(reads) == 2
-
-
-def test_only_a_rank_that_this_run_started_leaves_models_to_the_one_before_it(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv(launch._LAUNCHER, str(os.getppid()))
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert not launch.launched_by_rank()
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert launch.launched_by_rank()
-    monkeypatch.setenv(launch._LAUNCHER, "1")  # torchrun's, in the shell of another run
-    assert not launch.launched_by_rank()

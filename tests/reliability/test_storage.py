@@ -29,7 +29,6 @@ from minimind_dpo.training.resume.checkpoint_io import (
     set_aside_newer,
     step_file,
     step_files,
-    sweep_temporary,
     verify,
 )
 
@@ -207,11 +206,3 @@ def test_states_after_the_one_resumed_are_set_aside_not_lost(tmp_path: Path) -> 
     assert [path.name for path in step_files(tmp_path)] == ["step-00000003.ckpt"]
     aside = sorted(os.listdir(tmp_path / "superseded"))
     assert aside == ["step-00000020.ckpt", "step-00000100.ckpt"]
-
-
-def test_what_killed_saves_left_is_swept(tmp_path: Path) -> None:
-    (path,) = save(tmp_path, 3)
-    (tmp_path / ".step-00000004.ckpt.123.tmp").write_bytes(b"half")
-    (tmp_path / "notes.tmp").write_text("mine")
-    sweep_temporary(tmp_path)
-    assert sorted(os.listdir(tmp_path)) == ["notes.tmp", path.name]

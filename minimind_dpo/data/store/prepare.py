@@ -74,12 +74,11 @@ def prepare_store(
     columns = dict(columns or {})
     fingerprint = _fingerprint(resolved, pair_tokenizer, columns)
     path = Path(cache_dir) / f"{fingerprint[:32]}.safetensors"
-    building = Path(cache_dir) / "building"
-    remove_dead(building)
+    remove_dead(path.parent)
     store = _open_sound(path)
     if store is not None and (on_error == "skip" or not _has_problems(store)):
         return store
-    with workspace(building) as space, (space / "tokens").open("w+b") as tokens:
+    with workspace(path) as space, (space / "tokens").open("w+b") as tokens:
         builder = _Builder(StoreWriter(tokens), pair_tokenizer)
         builder.run(resolved, columns, progress, workers or min(8, os.cpu_count() or 1))
         builder.finish(path, fingerprint, on_error)

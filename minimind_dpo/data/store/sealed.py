@@ -16,7 +16,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from minimind_dpo.disk import replace, workspace
+from minimind_dpo.disk import replacing
 from minimind_dpo.os_errors import explain
 
 _ABOUT, _SEAL = "about", "sha256"
@@ -35,10 +35,8 @@ def write_sealed(path: Path, arrays: Mapping[str, np.ndarray], about: Mapping[st
         about: Plain values to keep in the header.
     """
     text = json.dumps(about)
-    with workspace(path.parent / "building") as space:
-        made = space / path.name
-        save_file(dict(arrays), made, {_ABOUT: text, _SEAL: _seal(arrays, text)})
-        replace(made, path)
+    with replacing(path) as temporary:
+        save_file(dict(arrays), temporary, {_ABOUT: text, _SEAL: _seal(arrays, text)})
 
 
 def read_sealed(path: Path, verify: bool = True) -> tuple[dict[str, np.ndarray], dict[str, Any]]:

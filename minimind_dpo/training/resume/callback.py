@@ -14,6 +14,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from minimind_dpo.disk import remove_dead
 from minimind_dpo.training.looks import Looks
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.options import CheckpointOptions
@@ -23,7 +24,6 @@ from minimind_dpo.training.resume.checkpoint_io import (
     set_aside_newer,
     step_file,
     step_files,
-    sweep_temporary,
 )
 from minimind_dpo.training.resume.position import (
     Boundary,
@@ -125,7 +125,7 @@ class ResumeCheckpoint(Checkpoint):
         step = trainer.global_step
         self._saved_step = self.stop.step = step
         if trainer.is_global_zero and self.folder.is_dir():
-            sweep_temporary(self.folder)
+            remove_dead(self.folder)
             set_aside_newer(self.folder, step)
         use_new_learning_rate(trainer, pl_module)
         self.stop.give_up = lambda: self._give_up(trainer)

@@ -242,13 +242,6 @@ def set_aside_newer(folder: Path, step: int) -> None:
         log.info(f"{path.name} is from after step {step}: moved to {aside}")
 
 
-def sweep_temporary(folder: Path) -> None:
-    """Remove what saves that were killed left behind; only for the process that owns the run."""
-    for path in folder.glob(".*.ckpt.*.tmp"):
-        log.info(f"Removing {path.name}, which a killed save left")
-        path.unlink(missing_ok=True)
-
-
 def _why_not_saved(error: Exception, target: Path, checkpoint: dict[str, Any]) -> str:
     needed = sum(tensor.nbytes for tensor in _tensors(checkpoint)) / 1e6
     free = shutil.disk_usage(target.parent).free / 1e6
