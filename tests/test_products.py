@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from minimind_dpo.kernels import cpu_matmul as products
-from minimind_dpo.kernels.linear import ChosenLinear, use_chosen_library
+from minimind_dpo.kernels.cpu_matmul import ChosenLinear, use_chosen_library
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"

@@ -32,7 +32,7 @@ from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.evaluation.scoring import score_pairs, token_batches
-from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.compile_layers import compile_layers
 from minimind_dpo.models.load import load_model

@@ -6,8 +6,8 @@ AMD EPYC of 2024 reaches 95 GFLOP/s with MKL and 200 with oneDNN. The same numbe
 another order: results differ by float32's rounding.
 
 The choice belongs to the process, as torch's own settings of precision do: `choose_library` once,
-then `product` (no gradient) and `linear` (with) wherever the time goes. Everything else - other
-devices, other types, small sizes - is torch's own `F.linear`.
+then `product` (no gradient), `linear` (with) and `use_chosen_library` (a model's layers) wherever
+the time goes. Everything else - other devices, other types, small sizes - is torch's `F.linear`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from minimind_dpo.kernels.options import LIBRARIES
 
@@ -172,3 +172,29 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tens
 
 
 _linear.register_autograd(_gradients, setup_context=_keep)
+
+
+class ChosenLinear(nn.Linear):
+    """`nn.Linear`, its products by the library that was chosen for this process."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """As `nn.Linear`."""
+        return linear(input, self.weight, self.bias)
+
+
+def use_chosen_library(model: nn.Module) -> int:
+    """Let a model's plain linear layers multiply with the chosen library.
+
+    Layers keep their parameters, names and hooks; only the class that runs them changes, so that
+    saving, adapters and gradient checkpointing see what they always saw. Subclasses of `nn.Linear`
+    are left alone: they do something of their own.
+
+    Returns:
+        How many layers were changed; 0 where torch's own library is the chosen one.
+    """
+    if chosen_library() == "torch":
+        return 0
+    plain = [module for module in model.modules() if type(module) is nn.Linear]
+    for module in plain:
+        module.__class__ = ChosenLinear
+    return len(plain)

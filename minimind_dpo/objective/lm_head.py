@@ -1,4 +1,4 @@
-"""Log-probs of the scored tokens from the states that predict them: the LM head by blocks of words.
+"""Log-probs of scored tokens from the states that predict them: the LM head by vocabulary blocks.
 
 For a token with logits z = cap(scale (W h + b)), target t and upstream gradient g
 
@@ -24,14 +24,15 @@ from minimind_dpo.kernels.cpu_matmul import add_product, outer, product
 
 LOG2_E = 1 / math.log(2)
 
-WORDS = {"cpu": 1024}
-"""Words of a block by kind of device, `MOST_WORDS` elsewhere.
+BLOCK_SIZE = {"cpu": 1024}
+"""Largest vocabulary block by kind of device; `BLOCK_SIZE_ELSEWHERE` on all others.
 
-They do not go by the number of tokens, so that a pair is summed alike in every batch and the first
-step's loss is ln 2 to the last digit, whatever batches the reference was scored in.
+It does not go by the number of tokens, so that a log-sum adds up alike in every batch. What is then
+left between a policy and an equal reference that was scored in other batches is how a library
+rounds matrix products of another number of rows: 1e-6 nats with MKL on an Intel processor.
 """
 
-MOST_WORDS = 4096
+BLOCK_SIZE_ELSEWHERE = 4096
 
 KEPT_ELEMENTS = 1 << 25
 """Up to so many logits, 128 MiB in float32, stay from the forward to the backward pass."""
@@ -120,15 +121,15 @@ class _ScoredLogps(torch.autograd.Function):
         logits = _Logits(states, weight, bias, options)
         *_, statistics, keeps = options
         sums = _Sums(target_id, logits.exact, statistics)
-        kept = []
+        z_blocks = []
         with torch.autocast(states.device.type, enabled=False):
-            for words in logits.blocks:
-                z = logits.of(words)
-                sums.add(z, words)
+            for block in logits.blocks:
+                z = logits.of(block)  # (N, V_block)
+                sums.add(z, block)
                 if keeps:
-                    kept.append(z)
+                    z_blocks.append(z)
         lse = sums.lse
-        ctx.save_for_backward(states, weight, bias, target_id, lse, *kept)
+        ctx.save_for_backward(states, weight, bias, target_id, lse, *z_blocks)
         ctx.options = options
         entropy, log_sum_sq = sums.statistics()
         ctx.mark_non_differentiable(entropy, log_sum_sq)
@@ -137,32 +138,32 @@ class _ScoredLogps(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias, target_id, lse, *kept = ctx.saved_tensors
+        states, weight, bias, target_id, lse, *z_blocks = ctx.saved_tensors
         logits = _Logits(states, weight, bias, ctx.options)
-        wanted = ctx.needs_input_grad
-        grad_states = torch.zeros_like(states, dtype=logits.exact) if wanted[0] else None
-        grad_weight = torch.empty_like(weight) if wanted[1] else None
-        grad_bias = torch.empty_like(bias) if bias is not None and wanted[2] else None
+        needs_states, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_states = torch.zeros_like(states, dtype=logits.exact) if needs_states else None
+        grad_weight = torch.empty_like(weight) if needs_weight else None
+        grad_bias = torch.empty_like(bias) if bias is not None and needs_bias else None
         upstream, less_lse = grads[0][:, None], -LOG2_E * lse[:, None]
         with torch.autocast(states.device.type, enabled=False):
-            for i, words in enumerate(logits.blocks):
-                z = kept[i] if kept else logits.of(words)
+            for i, block in enumerate(logits.blocks):
+                z = z_blocks[i] if z_blocks else logits.of(block)  # (N, V_block)
                 dz = torch.add(less_lse, z, alpha=LOG2_E).exp2_().mul_(-upstream)
-                here, column = _within(words, target_id)
-                dz.scatter_add_(1, column, upstream * here)
+                in_block, column = _columns(block, target_id)
+                dz.scatter_add_(1, column, upstream * in_block)
                 dz = logits.before_cap(dz, z)
                 if grad_states is not None:
-                    add_product(grad_states, dz, logits.weight[words].t())
+                    add_product(grad_states, dz, logits.weight[block].t())
                 if grad_weight is not None:
-                    grad_weight[words] = outer(dz, logits.states).to(weight.dtype)
+                    grad_weight[block] = outer(dz, logits.states).to(weight.dtype)
                 if grad_bias is not None:
-                    grad_bias[words] = dz.sum(0, dtype=logits.exact).to(grad_bias.dtype)
+                    grad_bias[block] = dz.sum(0, dtype=logits.exact).to(grad_bias.dtype)
         grad_states = None if grad_states is None else grad_states.to(states.dtype)
         return grad_states, grad_weight, grad_bias, None, None
 
 
 class _Logits:
-    """z = cap(scale (W h + b)) by blocks of words."""
+    """z = cap(scale (W h + b)) by vocabulary blocks."""
 
     def __init__(
         self,
@@ -177,11 +178,11 @@ class _Logits:
         self.bias = None if bias is None else bias.to(self.exact)
         self.blocks = _blocks(len(weight), states.device.type)
 
-    def of(self, words: slice) -> Tensor:
-        """(N, words) in float32 or more."""
-        z = product(self.states, self.weight[words]).to(self.exact)
+    def of(self, block: slice) -> Tensor:
+        """(N, V_block) in float32 or more."""
+        z = product(self.states, self.weight[block]).to(self.exact)
         if self.bias is not None:
-            z += self.bias[words]
+            z += self.bias[block]
         if self.scale != 1.0:
             z *= self.scale
         return torch.tanh_(z.div_(self.softcap)).mul_(self.softcap) if self.softcap else z
@@ -207,10 +208,10 @@ class _Sums:
         self.top = zeros + torch.finfo(exact).min
         self.target = self.total = self.weighted = self.squared = zeros
 
-    def add(self, z: Tensor, words: slice) -> None:
-        """Take in the logits of a block, (N, words)."""
-        here, column = _within(words, self.target_id)
-        self.target = self.target + torch.where(here, z.gather(1, column), 0.0).squeeze(1)
+    def add(self, z: Tensor, block: slice) -> None:
+        """Take in the logits of a block, (N, V_block)."""
+        in_block, column = _columns(block, self.target_id)
+        self.target = self.target + torch.where(in_block, z.gather(1, column), 0.0).squeeze(1)
         top = torch.maximum(self.top, z.amax(-1))
         shrink = (self.top - top).exp()
         e = (z - top[:, None]).mul_(LOG2_E).exp2_()
@@ -234,14 +235,14 @@ class _Sums:
 
 
 def _blocks(vocabulary: int, device: str) -> list[slice]:
-    """The vocabulary in blocks of one size, a multiple of 64 words, but for the last."""
-    count = math.ceil(vocabulary / WORDS.get(device, MOST_WORDS))
+    """The vocabulary in blocks of one size, a multiple of 64 entries, but for the last."""
+    count = math.ceil(vocabulary / BLOCK_SIZE.get(device, BLOCK_SIZE_ELSEWHERE))
     size = 64 * math.ceil(vocabulary / count / 64)
     return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
 
 
-def _within(words: slice, target_id: Tensor) -> tuple[Tensor, Tensor]:
-    """Whether a target is one of these words, and its place among them (any, if not); (N, 1)."""
-    column = target_id[:, None] - words.start
-    here = (column >= 0) & (column < words.stop - words.start)
-    return here, column.clamp(0, words.stop - words.start - 1)
+def _columns(block: slice, target_id: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether a target is in the block, and its column there (any, if not); (N, 1) each."""
+    column = target_id[:, None] - block.start
+    in_block = (column >= 0) & (column < block.stop - block.start)
+    return in_block, column.clamp(0, block.stop - block.start - 1)

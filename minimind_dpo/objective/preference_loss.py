@@ -52,12 +52,14 @@ class LossOutput:
             likelihood term of `loss.rpo_alpha`. WPO weights are in.
         chosen_rewards: beta log pi/ref of chosen, (P,), detached, in nats.
         rejected_rewards: The same of rejected.
+        beta: What log-ratios were multiplied by.
     """
 
     losses: Tensor
     components: dict[str, Tensor]
     chosen_rewards: Tensor
     rejected_rewards: Tensor
+    beta: float
 
 
 def pair_losses(
@@ -112,9 +114,8 @@ def pair_losses(
     )
     rewards = implicit_rewards(terms, options)
     terms = reduced(terms, options.reduction, padded_positions)
-    return LossOutput(
-        *combine(terms, options, wpo_weights(policy) if options.wpo else None), *rewards
-    )
+    losses, components = combine(terms, options, wpo_weights(policy) if options.wpo else None)
+    return LossOutput(losses, components, *rewards, options.beta)
 
 
 def preference_loss(

@@ -15,7 +15,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
-from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.compile_layers import compile_layers
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters

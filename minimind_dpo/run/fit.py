@@ -35,6 +35,7 @@ from minimind_dpo.run.build import (
     build_tokenizer,
     build_trainer,
 )
+from minimind_dpo.run.check_models import check_models
 from minimind_dpo.run.exit import supervised
 from minimind_dpo.run.export_weights import export_weights, write_model_card
 from minimind_dpo.run.extra import build_extra
@@ -126,7 +127,10 @@ def _fit(
     chat = data.tokenizer.chat
     policy = build_policy(config, chat.tokenizer)
     log.info(f"Policy: {policy.describe()}")
-    module = build_module(config, policy, build_reference(config, progress=first), data)
+    reference = build_reference(config, progress=first)
+    if config.guard.check_model and run.checkpoint is None:
+        decided(lambda: check_models(config, policy, reference, data), config.guard.rank_timeout)
+    module = build_module(config, policy, reference, data)
     callbacks = build_callbacks(
         config, policy, chat, run.folder, extra, belongs=identity, stop=stop
     )

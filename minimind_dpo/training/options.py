@@ -313,6 +313,7 @@ class CallbacksOptions:
 class GuardOptions:
     """When a run that goes wrong is stopped."""
 
+    check_model: bool = True
     max_bad_steps: Annotated[int, COUNT] = 10
     rank_timeout: Annotated[float, POSITIVE] = 1800.0
     stop_grace: Annotated[float, NOT_NEGATIVE] = 5.0

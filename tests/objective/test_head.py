@@ -1,4 +1,4 @@
-"""The head by blocks of words is the head, whole: log-probs, statistics and every gradient."""
+"""The head by vocabulary blocks is the head, whole: log-probs, statistics and every gradient."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def gradients(logps: Tensor, states: Tensor, head: Head) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-@pytest.mark.parametrize("words", [64, 100, 261, 1024])
+@pytest.mark.parametrize("size", [64, 100, 261, 1024])
 @pytest.mark.parametrize(
     ("bias", "scale", "softcap"),
     [(False, 1.0, 0.0), (True, 1.0, 0.0), (False, 0.3, 0.0), (True, 2.0, 3.0)],
 )
-def test_blocks_of_words_are_the_whole_head(
+def test_vocabulary_blocks_are_the_whole_head(
     bias: bool,
     scale: float,
     softcap: float,
-    words: int,
+    size: int,
     kept: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(heads, "WORDS", {"cpu": words})
+    monkeypatch.setattr(heads, "BLOCK_SIZE", {"cpu": size})
     monkeypatch.setattr(heads, "KEPT_ELEMENTS", TOKENS * VOCABULARY if kept else 0)
     states, head, target = make(bias, scale, softcap, torch.float64)
     expected, got = plain(states, head, target), scored_logps(states, head, target, True)
@@ -70,7 +70,7 @@ def test_the_vocabulary_is_covered_once() -> None:
             *(block.start for block in blocks),
             vocabulary,
         ]
-        assert max(block.stop - block.start for block in blocks) <= heads.WORDS["cpu"]
+        assert max(block.stop - block.start for block in blocks) <= heads.BLOCK_SIZE["cpu"]
 
 
 def test_a_batch_is_differentiated_twice_with_the_same_result() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minimind_dpo.batch import PairLogps
-from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
+from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics, reward_rounding
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import pair_losses
 
@@ -118,3 +118,25 @@ def test_sums_of_many_small_batches_keep_their_digits():
     for _ in range(10_000):
         sums.add({"pairs": torch.tensor(1.0), "loss": torch.tensor(0.1)})
     assert sums.means()["loss"] == pytest.approx(float(torch.tensor(0.1)), rel=1e-12)
+
+
+def test_a_gap_that_rounding_explains_is_a_tie():
+    """300 nats a side: 2 * 4 * 300 + 16 * sqrt(2) units of 2 ** -23, times beta 0.5: 1.4e-4."""
+    reference = logps([-300, -300, -300, -300, -300, -300])
+    policy = logps([-300 + 2e-4, -300, -300 + 4e-4, -300, -300 + 1e-4, -300])
+    output = pair_losses(policy, reference, LossOptions(beta=0.5))
+    expected = 0.5 * 2**-23 * (2 * 1200 + 16 * 2**0.5)
+    rounding = reward_rounding(policy, reference, output)
+    torch.testing.assert_close(rounding, torch.full((3,), expected), rtol=1e-5, atol=0)
+    # Gaps of 1.0e-4 and -0.5e-4 are ties, 2.0e-4 is not.
+    metrics = pair_metrics(policy, reference, output)
+    assert float(metrics["rewards/ties"]) == 2
+    assert float(metrics["rewards/accuracies"]) == 2
+
+
+def test_without_a_reference_rewards_are_told_apart_to_their_last_place():
+    policy = logps([-300, -300 - 2**-10, -300, -300])
+    options = LossOptions(type=("cpo",), beta=1.0)
+    metrics = pair_metrics(policy, None, pair_losses(policy, None, options))
+    assert float(metrics["rewards/ties"]) == 1
+    assert float(metrics["rewards/accuracies"]) == 0.5

@@ -191,6 +191,7 @@ BASE = [
     "data.chat_template=none",
     "data.batch_size=2",
     "data.num_workers=0",
+    "guard.check_model=false",
     "optim.lr=0.003",
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",

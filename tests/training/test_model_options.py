@@ -11,8 +11,7 @@ from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
 from transformers import AutoModelForCausalLM, MambaConfig, PreTrainedModel
 
 from minimind_dpo.data.batches.layouts import Collator
-from minimind_dpo.kernels.cpu_matmul import choose_library
-from minimind_dpo.kernels.linear import use_chosen_library
+from minimind_dpo.kernels.cpu_matmul import choose_library, use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.lora import adapters_off, add_adapters, save_and_merge_adapters

@@ -96,16 +96,16 @@ def _attend(
     for tokens, index in _sequences(plan):
         keys, values = _behind(k, index), _behind(v, index)
         for block in _blocks(tokens, keys.shape[1], group, window):
-            hidden = _hidden(block, group, window, q.dtype, plan)
-            sides = q[:, block.rows], keys[:, block.keys], values[:, block.keys]
+            bias = _causal_bias(block, group, window, q.dtype, plan)
+            inputs = q[:, block.rows], keys[:, block.keys], values[:, block.keys]
             results = out[:, block.rows], log_sum[:, block.rows]
-            for rows, seen, read, mixed, lse in _heads(*sides, *results):
-                scores = product(rows, seen)
-                scores[:, block.masked] += hidden
+            for q_b, k_b, v_b, o_b, lse in _heads(*inputs, *results):
+                scores = product(q_b, k_b)  # (rows, keys)
+                scores[:, block.masked] += bias
                 top = scores.amax(-1, keepdim=True)
                 weights = scores.sub_(top).exp2_()
                 total = weights.sum(-1, keepdim=True)
-                torch.div(product(weights, read.t()), total, out=mixed)
+                torch.div(product(weights, v_b.t()), total, out=o_b)  # (rows, value_dim)
                 torch.add(top, total.log2_(), out=lse.unsqueeze(-1))
     return out, log_sum
 
@@ -129,26 +129,26 @@ def _gradients(
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     for tokens, index in _sequences(plan):
         keys, values = _behind(k, index), _behind(v, index)
-        columns = keys.transpose(1, 2).contiguous()
+        keys_t = keys.transpose(1, 2).contiguous()  # (kv_heads, d, keys)
         # A sequence's own keys are a piece of the result; borrowed ones are added to it after.
         if isinstance(index, slice):
             dkeys, dvalues = dk[:, index], dv[:, index]
         else:
             dkeys, dvalues = torch.zeros_like(keys), torch.zeros_like(values)
         for block in _blocks(tokens, keys.shape[1], group, window):
-            hidden = _hidden(block, group, window, q.dtype, plan, by_key=True)
+            bias = _causal_bias(block, group, window, q.dtype, plan, by_key=True)
             of_rows = (x[:, block.rows] for x in (q, d_out, less_lse, less_inner, dq))
             of_keys = (x[:, block.keys] for x in (keys, values, dkeys, dvalues))
-            for rows, slope, lse, inner, drows, seen, read, dseen, dread, turned in _heads(
-                *of_rows, *of_keys, columns[:, :, block.keys]
+            for q_b, do_b, less_lse_b, less_inner_b, dq_b, k_b, v_b, dk_b, dv_b, kt_b in _heads(
+                *of_rows, *of_keys, keys_t[:, :, block.keys]
             ):
-                # By key, (keys, rows): the sums of rows are then biases of the products.
-                weights = product(seen, rows, lse)
-                weights[block.masked] += hidden
-                dread += product(weights.exp2_(), slope.t())
-                dscores = product(read, slope, inner).mul_(weights)
-                dseen += product(dscores, rows.t())
-                drows.copy_(product(turned, dscores.t()).t())
+                # By key, (keys, rows): what is summed over a row is then a bias of the products.
+                weights = product(k_b, q_b, less_lse_b)
+                weights[block.masked] += bias
+                dv_b += product(weights.exp2_(), do_b.t())
+                dscores = product(v_b, do_b, less_inner_b).mul_(weights)
+                dk_b += product(dscores, q_b.t())
+                dq_b.copy_(product(kt_b, dscores.t()).t())
         if isinstance(index, Tensor):
             dk.index_add_(1, index, dkeys)
             dv.index_add_(1, index, dvalues)
@@ -222,7 +222,7 @@ def _heads(*of_all: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(x.unbind() for x in of_all), strict=True)
 
 
-def _hidden(
+def _causal_bias(
     block: _Block,
     group: int,
     window: int | None,
@@ -240,6 +240,6 @@ def _hidden(
         position = torch.arange(rows // group).repeat_interleave(group) + block.ahead - 1
         distance = position[:, None] - torch.arange(keys)
         seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        hidden = torch.zeros(rows, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
-        plan.masks[kind] = hidden.t().contiguous() if by_key else hidden
+        bias = torch.zeros(rows, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        plan.masks[kind] = bias.t().contiguous() if by_key else bias
     return plan.masks[kind]

@@ -131,14 +131,14 @@ def _per_sequence(
     # NOTE: split, never slice: the backward pass of each slice fills a zero tensor of length T.
     lengths = list(plan.query_lengths)
     queries = query.split(lengths, dim=2)
-    own = list(zip(key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True))
+    pieces = zip(queries, key.split(lengths, dim=2), value.split(lengths, dim=2), strict=True)
     outputs = []
-    seen_keys, seen_values = own[0]
-    for q, (k, v), borrowed in zip(queries, own, plan.borrowed, strict=True):
+    last_k, last_v = key[:, :, :0], value[:, :, :0]
+    for (q, k, v), borrowed in zip(pieces, plan.borrowed, strict=True):
         if borrowed:
-            k = torch.cat([seen_keys[:, :, :borrowed], k], dim=2)
-            v = torch.cat([seen_values[:, :, :borrowed], v], dim=2)
-        seen_keys, seen_values = k, v
+            k = torch.cat([last_k[:, :, :borrowed], k], dim=2)  # (1, kv_heads, keys, head_dim)
+            v = torch.cat([last_v[:, :, :borrowed], v], dim=2)
+        last_k, last_v = k, v
         mask = _causal_mask(plan, q.shape[2], k.shape[2], window, q.device)
         outputs.append(_attend(q, k, v, mask, scaling, softcap, dropout).transpose(1, 2))
     return torch.cat(outputs, dim=1)
