@@ -13,6 +13,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from minimind_dpo import launch, train
 from minimind_dpo.config.compose import compose
+from minimind_dpo.options.limits import limit_problems
 from minimind_dpo.run.plan import world_size
 from minimind_dpo.training.distributed import make_strategy
 
@@ -127,10 +128,13 @@ def test_a_job_ends_with_the_process_that_started_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("devices", "kind"),
-    [("0,2", DDPStrategy), ("1,", str), ("2", DDPStrategy), ([0, 1], DDPStrategy), (1, str)],
+    ("devices", "count"), [("'0,2'", 2), ("'1,'", 1), ("2", 2), ("[0,1]", 2), ("1", 1), ("auto", 1)]
 )
-def test_devices_that_pass_the_checks_make_a_strategy(devices: object, kind: type) -> None:
-    config = compose()
-    config.trainer.devices = devices
-    assert type(make_strategy("auto", world_size(config), 60)) is kind
+def test_devices_that_pass_the_checks_make_a_strategy(
+    devices: str, count: int, environment: pytest.MonkeyPatch
+) -> None:
+    config = compose(["experiment=demo", f"trainer.devices={devices}"])
+    assert not list(limit_problems(config.trainer))
+    assert world_size(config) == count
+    strategy = make_strategy("auto", world_size(config), 60)
+    assert isinstance(strategy, DDPStrategy) == (count > 1)
