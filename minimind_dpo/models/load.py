@@ -13,7 +13,7 @@ Dropout is off unless asked for: active in the policy alone it adds noise to eve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +35,7 @@ from minimind_dpo.models.tokenizers import (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadedModel:
     """A model as loaded.
 
@@ -51,8 +51,11 @@ class LoadedModel:
     dialect: Dialect
     path: str
     home: str | None = None
-    _tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
+    _tokenizer: PreTrainedTokenizerBase | None = None
     _tokenizer_wanted: bool = True
+
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.path!r}, {self.describe()!r})"
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:

@@ -11,12 +11,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
-from minimind_dpo.models.locate import locate, with_base
+from minimind_dpo.models.locate import TOKENIZER_FILES, locate, with_base
 from minimind_dpo.models.minimind.folder import is_minimind
 
 log = logging.getLogger(__name__)
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|END_OF_TURN_TOKEN|>")
 
 
@@ -70,7 +69,7 @@ def find_tokenizer(
         if isinstance(named, Path) and not _holds_tokenizer(named):
             raise CheckpointError(
                 f"model.tokenizer={tokenizer} is not a folder that holds a tokenizer "
-                f"({', '.join(_FILES)})"
+                f"({', '.join(TOKENIZER_FILES)})"
             )
         found = _load(named, "model.tokenizer", trust_remote_code)
         if isinstance(source, Path) and source.is_dir() and _holds_tokenizer(source):
@@ -90,7 +89,7 @@ def find_tokenizer(
 
 
 def _holds_tokenizer(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).is_file() for name in _FILES)
+    return folder.is_dir() and any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:

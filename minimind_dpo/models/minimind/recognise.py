@@ -54,8 +54,8 @@ class Dialect:
     class_name: str
     num_parameters: int
     file_dtype: torch.dtype | None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    keys: tuple[str, ...] = field(default=(), repr=False)
     prefix: str = ""
     mask_fill: float = float("-inf")
     form: FolderForm | None = None
