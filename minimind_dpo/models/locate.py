@@ -139,13 +139,13 @@ def with_base(
         return locate(base_of(source, key), key), source
     if adapters is None:
         return source, None
-    named = Path(adapters).expanduser()
-    if not named.is_file() and not holds_adapters(named):
+    place = Path(adapters).expanduser()
+    if not place.is_file() and not holds_adapters(place):
         raise CheckpointError(
             f"model.adapters={adapters} is neither a folder with {_SETTINGS}, as peft writes it, "
             f"nor a file of MiniMind's own (lora_*.pth)"
         )
-    return source, named
+    return source, place
 
 
 def model_files(path: str | Path, adapters: str | Path | None = None) -> list[Path]:
@@ -159,8 +159,8 @@ def model_files(path: str | Path, adapters: str | Path | None = None) -> list[Pa
     files: list[Path] = []
     for place in with_base(path, adapters):
         if isinstance(place, Path) and place.is_dir():
-            found = (entry for entry in place.iterdir() if _decides(entry))
-            files += sorted(found)
+            files_inside = (entry for entry in place.iterdir() if _decides(entry))
+            files += sorted(files_inside)
         elif isinstance(place, Path):
             files.append(place)
     return files
