@@ -154,6 +154,13 @@ def _read_native(source: Path | str, options: LoadOptions) -> NativeSource | Non
             )
         return read_native(source)
     settings = read_settings(source, options.key)
-    if settings.get("model_type") != MODEL_TYPE:
+    kind = settings.get("model_type")
+    if kind in ("minimind-v", "minimind-o"):
+        what = "images" if kind == "minimind-v" else "speech"
+        raise CheckpointError(
+            f"{options.key}={source} is a model of {what} and text ({kind}). Only models of text "
+            "alone can be trained here"
+        )
+    if kind != MODEL_TYPE:
         return None
     return read_minimind(fetch_folder(source, options.key), settings, options.key)

@@ -27,6 +27,7 @@ from minimind_dpo.models.minimind.folder import (
     read_folder,
     with_overrides,
 )
+from minimind_dpo.models.minimind.generations import Generation
 from minimind_dpo.models.minimind.lora_file import add_lora
 from minimind_dpo.models.minimind.native_file import check_finite, read_tensors
 from minimind_dpo.models.minimind.recognise import Dialect, common_prefix, recognise
@@ -82,7 +83,7 @@ def build(
     """The model, and what it was recognised as.
 
     Args:
-        stored: Tensors.
+        source: The tensors.
         overrides: Fields of the architecture, as the user named them.
         dtype: Number format of the model.
         dropout: Probability wherever the architecture drops.
@@ -95,19 +96,9 @@ def build(
     where, form = source.where, source.form
     prefix = common_prefix(source.tensors)
     state = {key.removeprefix(prefix): tensor for key, tensor in source.tensors.items()}
-    shapes = {key: tensor.shape for key, tensor in state.items()}
-    name = overrides.get("generation")
-    if name is None and form is not None:
-        name = generation_by_fields(form.config)
-    generation, moe = recognise(shapes, where, name)
-    config_fields = fields_of_config(form.config, generation) if form else {}
-    if form and device != "meta" and (other_fields := fields_without_use(form.config, generation)):
-        log.warning(
-            "%s/config.json has fields that are not read: %s", where, ", ".join(other_fields)
-        )
-    fields = resolve_fields(generation, moe, shapes, overrides, where, config_fields)
-    resolve_tie(generation, fields, state, where)
-    check_whole(state, generation, moe, fields, where)
+    generation, moe, fields = _architecture(state, form, overrides, where)
+    if form and device != "meta" and (unused := fields_without_use(form.config, generation)):
+        log.warning("%s/config.json has fields that are not read: %s", where, ", ".join(unused))
     check_finite({key: tensor for key, tensor in state.items() if not is_mask(key)}, where)
     mask_fill = _mask_fill(state, fields, where)
     file_dtype = _main_dtype(state)
@@ -130,6 +121,22 @@ def build(
         mask_fill=mask_fill,
         form=form and with_overrides(form, generation, overrides),
     )
+
+
+def _architecture(
+    state: Mapping[str, Tensor], form: FolderForm | None, overrides: Mapping[str, Any], where: str
+) -> tuple[Generation, bool, dict[str, Any]]:
+    """Generation, whether it is a mixture of experts, and every field; the tensors are whole."""
+    name = overrides.get("generation")
+    if name is None and form is not None:
+        name = generation_by_fields(form.config)
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    generation, moe = recognise(shapes, where, name)
+    config_fields = fields_of_config(form.config, generation) if form else {}
+    fields = resolve_fields(generation, moe, shapes, overrides, where, config_fields)
+    resolve_tie(generation, fields, state, where)
+    check_whole(state, generation, moe, fields, where)
+    return generation, moe, fields
 
 
 def _load_strictly(model: PreTrainedModel, weights: dict[str, Tensor], where: str) -> None:
