@@ -119,14 +119,14 @@ def save_hf(
         state = {key: tensor.to(dtype) for key, tensor in model.state_dict().items()}
     check_finite(state, f"export to {folder}")
     with workspace(folder) as space, plain_attention(model):
-        made = space / folder.name
-        made.mkdir()
+        draft = space / folder.name
+        draft.mkdir()
         if dialect is not None and dialect.form is not None:
-            save_file(state, made / "model.safetensors", metadata={"format": "pt"})
+            save_file(state, draft / "model.safetensors", metadata={"format": "pt"})
         else:
-            _write_model(model, state, made)
-        _write_settings(model, tokenizer, made, dtype, dialect, end_ids)
-        replace(made, folder)
+            _write_model(model, state, draft)
+        _write_settings(model, tokenizer, draft, dtype, dialect, end_ids)
+        replace(draft, folder)
     return folder
 
 
@@ -205,10 +205,11 @@ def _generation_config(
     settings = deepcopy(model.generation_config) or GenerationConfig()
     if tokenizer is None:
         return settings
-    known = settings.eos_token_id
-    ends = [] if known is None else list(known) if isinstance(known, list) else [known]
-    more = [end_of_turn_id(tokenizer)] if end_ids is None else end_ids
-    ends += [end for end in more if end is not None and end not in ends]
+    own_ends = settings.eos_token_id
+    ends = list(own_ends) if isinstance(own_ends, list) else [own_ends]
+    ends = [end for end in ends if end is not None]
+    further = [end_of_turn_id(tokenizer)] if end_ids is None else end_ids
+    ends += [end for end in further if end is not None and end not in ends]
     if ends:
         settings.eos_token_id = ends[0] if len(ends) == 1 else ends
     if settings.pad_token_id is None:

@@ -64,7 +64,7 @@ def load_hub_model(
             lacks weights or holds others.
     """
     config = _read_config(source, options)
-    stored = config.dtype if isinstance(config.dtype, torch.dtype) else None
+    config_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else None
     _check_layers(overrides, f"{source}: model.config.")
     _override(config, overrides, str(source))
     _set_aside_habits(config)
@@ -92,7 +92,7 @@ def load_hub_model(
         name="hf",
         class_name=type(model).__name__,
         num_parameters=model.num_parameters(),
-        file_dtype=file_dtype or stored,
+        file_dtype=file_dtype or config_dtype,
     )
 
 
@@ -171,13 +171,13 @@ def _why(error: Exception) -> str:
 
 
 def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> None:
-    known = {name for name in config.to_dict() if not name.startswith("_")}
-    known |= set(config.attribute_map)
+    names = {name for name in config.to_dict() if not name.startswith("_")}
+    names |= set(config.attribute_map)
     rope: Any = getattr(config, "rope_parameters", None) or {}
     for name, value in overrides.items():
         if name == "rope_theta" and "rope_theta" in rope:
             rope["rope_theta"] = value
-        elif name in known:
+        elif name in names:
             try:
                 setattr(config, name, value)
             except Exception as error:  # transformers checks kinds with a type of its own
@@ -185,7 +185,7 @@ def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str
         else:
             raise CheckpointError(
                 f"{where}: {type(config).__name__} has no field model.config.{name}. "
-                f"Known ones: {', '.join(sorted(known))}"
+                f"Known ones: {', '.join(sorted(names))}"
             )
 
 
@@ -228,8 +228,8 @@ def _spelt(entry: Any) -> str:
     """A key of transformers' loading report, or a key with two shapes."""
     if isinstance(entry, str):
         return entry
-    key, stored, expected = entry
-    return f"{key} {tuple(stored)} where {tuple(expected)} is expected"
+    key, shape, expected = entry
+    return f"{key} {tuple(shape)} where {tuple(expected)} is expected"
 
 
 def _check_finite(model: PreTrainedModel, source: Path | str) -> None:
@@ -258,12 +258,12 @@ def _stored_dtype(folder: Path) -> torch.dtype | None:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers' own bars and reports out of a log that tells the same in its own words."""
-    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
-        if shown:
+        if bars:
             logging.enable_progress_bar()

@@ -13,7 +13,7 @@ Dropout is off unless asked for: active in the policy alone it adds noise to eve
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +24,7 @@ from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import Device, LoadOptions, load_hub_model, read_settings
 from minimind_dpo.models.locate import with_base
 from minimind_dpo.models.lora import add_saved_adapters
-from minimind_dpo.models.minimind.build import Stored, build, read_minimind, read_native
+from minimind_dpo.models.minimind.build import NativeSource, build, read_minimind, read_native
 from minimind_dpo.models.minimind.folder import MODEL_TYPE, fetch_folder
 from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.models.tokenizers import (
@@ -35,7 +35,7 @@ from minimind_dpo.models.tokenizers import (
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class LoadedModel:
     """A model as loaded.
 
@@ -51,8 +51,11 @@ class LoadedModel:
     dialect: Dialect
     path: str
     home: str | None = None
-    _tokenizer: PreTrainedTokenizerBase | None = field(default=None, repr=False)
-    _tokenizer_wanted: bool = True
+    _tokenizer: PreTrainedTokenizerBase | None = None
+    _needs_tokenizer: bool = True
+
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.path!r}, {self.describe()!r})"
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -61,14 +64,14 @@ class LoadedModel:
         Raises:
             CheckpointError: None was named and none lies beside the model.
         """
-        if self._tokenizer is None and self._tokenizer_wanted:
+        if self._tokenizer is None and self._needs_tokenizer:
             raise no_tokenizer(self.path)
         return self._tokenizer
 
     def describe(self) -> str:
         """One line for the log: generation, class, millions of parameters, how many are trained."""
         sizes = [(p.numel(), p.requires_grad) for p in self.model.parameters()]
-        total, trained = sum(n for n, _ in sizes), sum(n for n, wanted in sizes if wanted)
+        total, trained = sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains)
         share = "all" if trained == total else f"{trained / 1e6:.3f}M of {total / 1e6:.3f}M"
         return f"{self.dialect.describe()}, {share} trained"
 
@@ -115,31 +118,33 @@ def load_model(
     """
     options = LoadOptions(dtype, dropout, trust_remote_code, device, key)
     source, adapters = with_base(path, adapters, key)
-    stored = _read_stored(source, options)
-    found = find_tokenizer(source, tokenizer, trust_remote_code)
+    native = _read_native(source, options)
+    text_tokenizer = find_tokenizer(source, tokenizer, trust_remote_code)
     overrides = dict(config or {})
-    if stored is not None:
+    if native is not None:
         lora = adapters if adapters is not None and adapters.is_file() else None
-        model, dialect = build(stored, overrides, dtype, dropout, device, lora)
+        model, dialect = build(native, overrides, dtype, dropout, device, lora)
     else:
         model, dialect = load_hub_model(source, overrides, options)
     if adapters is not None and adapters.is_dir():
         add_saved_adapters(model, adapters)
-    elif adapters is not None and stored is None:
+    elif adapters is not None and native is None:
         raise CheckpointError(
             f"model.adapters={adapters} can be added to a native file, or to a folder in "
             f"MiniMind's own form, and {key}={path} is neither"
         )
-    if found is not None:
-        check_vocabulary(found, model, f"{key}={path}")
+    if text_tokenizer is not None:
+        check_vocabulary(text_tokenizer, model, f"{key}={path}")
         if dialect.generation is not None:
-            set_special_tokens(model, found)
-    plain = stored is None and adapters is None and not overrides
+            set_special_tokens(model, text_tokenizer)
+    plain = native is None and adapters is None and not overrides
     home = str(source.absolute() if isinstance(source, Path) else source) if plain else None
-    return LoadedModel(model.eval(), dialect, str(path), home, found, tokenizer is not False)
+    return LoadedModel(
+        model.eval(), dialect, str(path), home, text_tokenizer, tokenizer is not False
+    )
 
 
-def _read_stored(source: Path | str, options: LoadOptions) -> Stored | None:
+def _read_native(source: Path | str, options: LoadOptions) -> NativeSource | None:
     """The tensors of a native file or of a folder in MiniMind's form; None for another form."""
     if isinstance(source, Path) and source.is_file():
         if source.suffix == ".safetensors":
@@ -149,6 +154,13 @@ def _read_stored(source: Path | str, options: LoadOptions) -> Stored | None:
             )
         return read_native(source)
     settings = read_settings(source, options.key)
-    if settings.get("model_type") != MODEL_TYPE:
+    kind = settings.get("model_type")
+    if kind in ("minimind-v", "minimind-o"):
+        what = "images" if kind == "minimind-v" else "speech"
+        raise CheckpointError(
+            f"{options.key}={source} is a model of {what} and text ({kind}). Only models of text "
+            "alone can be trained here"
+        )
+    if kind != MODEL_TYPE:
         return None
     return read_minimind(fetch_folder(source, options.key), settings, options.key)

@@ -14,11 +14,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.find_on_hub import find_on_hub
 
-_WEIGHT_SUFFIXES: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
-_HUB_NAME: Final = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+WEIGHT_SUFFIXES: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
+HUB_NAME: Final = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
 MODELSCOPE: Final = "modelscope:"
+MODEL_FILES: Final = ("config.json", "adapter_config.json", "config.yaml")
+"""One of them makes a folder a model, adapters or a run."""
+TOKENIZER_FILES: Final = (
+    *("tokenizer.json", "tokenizer_config.json"),
+    *("tokenizer.model", "vocab.json"),
+)
 EXPORT: Final = "export"
 """Folder of a run that holds the exported model."""
 ADAPTERS: Final = "adapters"
@@ -46,8 +51,10 @@ def locate(path: str | Path, key: str = "model.path") -> Path | str:
     local = Path(text).expanduser()
     if text and local.exists():
         return _usable(local, key)
-    if isinstance(path, Path) or _looks_local(text) or not _HUB_NAME.fullmatch(text):
+    if isinstance(path, Path) or _looks_local(text) or not HUB_NAME.fullmatch(text):
         raise CheckpointError(f"{key}={text}: no such file or folder. {_near_matches(local)}")
+    from minimind_dpo.models.find_on_hub import find_on_hub  # takes a while to import
+
     return find_on_hub(text, key)
 
 
@@ -132,13 +139,13 @@ def with_base(
         return locate(base_of(source, key), key), source
     if adapters is None:
         return source, None
-    named = Path(adapters).expanduser()
-    if not named.is_file() and not holds_adapters(named):
+    place = Path(adapters).expanduser()
+    if not place.is_file() and not holds_adapters(place):
         raise CheckpointError(
             f"model.adapters={adapters} is neither a folder with {_SETTINGS}, as peft writes it, "
             f"nor a file of MiniMind's own (lora_*.pth)"
         )
-    return source, named
+    return source, place
 
 
 def model_files(path: str | Path, adapters: str | Path | None = None) -> list[Path]:
@@ -152,15 +159,15 @@ def model_files(path: str | Path, adapters: str | Path | None = None) -> list[Pa
     files: list[Path] = []
     for place in with_base(path, adapters):
         if isinstance(place, Path) and place.is_dir():
-            found = (entry for entry in place.iterdir() if _decides(entry))
-            files += sorted(found)
+            files_inside = (entry for entry in place.iterdir() if _decides(entry))
+            files += sorted(files_inside)
         elif isinstance(place, Path):
             files.append(place)
     return files
 
 
 def _decides(path: Path) -> bool:
-    return path.suffix in _WEIGHT_SUFFIXES or path.name in ("config.json", _SETTINGS)
+    return path.suffix in WEIGHT_SUFFIXES or path.name in ("config.json", _SETTINGS)
 
 
 def _looks_local(text: str) -> bool:
@@ -168,7 +175,7 @@ def _looks_local(text: str) -> bool:
     return (
         text.startswith(("/", "./", "../", "~", "."))
         or "\\" in text
-        or text.lower().endswith(_WEIGHT_SUFFIXES)
+        or text.lower().endswith(WEIGHT_SUFFIXES)
         or text.count("/") > 1
         or ("/" in text and Path(first).is_dir())
     )

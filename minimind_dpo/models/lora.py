@@ -114,17 +114,17 @@ def save_and_merge_adapters(
     """
     check_own_folder(folder)
     with workspace(folder) as space:
-        made = space / folder.name
+        draft = space / folder.name
         with quiet():
-            model.save_pretrained(made)
-        (made / "generation_config.json").unlink(missing_ok=True)  # of the model, not of adapters
-        settings = read_json(made / "adapter_config.json")
+            model.save_pretrained(draft)
+        (draft / "generation_config.json").unlink(missing_ok=True)  # of the model, not of adapters
+        settings = read_json(draft / "adapter_config.json")
         settings["base_model_name_or_path"] = base or str((folder / BASE).absolute())
-        write_json(made / "adapter_config.json", settings)
+        write_json(draft / "adapter_config.json", settings)
         layers = take_adapters_out(model)
         if base is None:
-            save_hf(model, tokenizer, made / BASE)
-        replace(made, folder)
+            save_hf(model, tokenizer, draft / BASE)
+        replace(draft, folder)
     for layer in layers:
         layer.merge(safe_merge=True)
 

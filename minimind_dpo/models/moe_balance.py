@@ -178,11 +178,4 @@ def default_aux_coef(dialect: Dialect, config: PreTrainedConfig) -> float:
         return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0) if asked else 0.0
     if not dialect.moe:
         return 0.0
-    return float(dialect.fields.get("router_aux_loss_coef", generation.aux[2]))
-
-
-def model_aux_coef(dialect: Dialect) -> float:
-    """What the original model itself multiplied the balance loss by in pretraining; 0 for `hf`."""
-    if dialect.generation is None or not dialect.moe:
-        return 0.0
-    return float(dialect.fields.get("router_aux_loss_coef", dialect.generation.aux[1]))
+    return float(dialect.fields.get("router_aux_loss_coef", generation.aux[1]))

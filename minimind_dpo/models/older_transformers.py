@@ -31,9 +31,9 @@ def add_older_names(folder: Path, config: PreTrainedConfig) -> None:
         fields["rope_theta"] = rope["rope_theta"]
         if rope.get("rope_type") != "default":
             fields["rope_scaling"] = {name: rope[name] for name in rope if name != "rope_theta"}
-    for name, stored in config.attribute_map.items():
-        if stored in fields and name.startswith("num_"):
-            fields.setdefault(name, fields[stored])
+    for name, own_name in config.attribute_map.items():
+        if own_name in fields and name.startswith("num_"):
+            fields.setdefault(name, fields[own_name])
     write_json(path, fields)
     path = folder / "tokenizer_config.json"
     if path.is_file():

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 from minimind_dpo.kernels.options import LIBRARIES
+from minimind_dpo.models.locate import (
+    HUB_NAME,
+    MODEL_FILES,
+    MODELSCOPE,
+    TOKENIZER_FILES,
+    WEIGHT_SUFFIXES,
+)
 from minimind_dpo.options.limits import (
     MISSING,
     NOT_NEGATIVE,
@@ -24,16 +30,6 @@ from minimind_dpo.options.problem import Problem, nearest, package_problems
 HALF: Final = "updates of DPO's size vanish in half-precision weights"
 """Why weights that are trained are never of a half type."""
 _HALF: Final = (HALF, "For speed use trainer.precision=bf16-mixed.")
-
-_WEIGHTS: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-_MODEL_FILES: Final = ("config.json", "adapter_config.json", "config.yaml")  # the last: a run's
-_TOKENIZER_FILES: Final = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.json",
-    "tokenizer.model",
-)
-_HUB_NAME: Final = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 def _names_layers(value: Any) -> bool:
@@ -89,18 +85,18 @@ def model_problems(options: ModelOptions) -> Iterator[Problem]:
 def path_problems(key: str, value: str) -> Iterator[Problem]:
     """Neither a file, nor a folder with a config or tokenizer, nor a possible name on a hub."""
     path = Path(os.path.expanduser(value))
-    if value.startswith("modelscope:"):
+    if value.startswith(MODELSCOPE):
         yield from package_problems(key, value, "modelscope", "modelscope")
     elif os.path.isdir(path):
-        expected = _TOKENIZER_FILES if key == "model.tokenizer" else _MODEL_FILES
+        expected = TOKENIZER_FILES if key == "model.tokenizer" else MODEL_FILES
         if not any((path / name).is_file() for name in expected):
-            inside = sorted(file.name for file in path.iterdir() if file.suffix in _WEIGHTS)
+            inside = sorted(file.name for file in path.iterdir() if file.suffix in WEIGHT_SUFFIXES)
             fix = f"Name the file: {key}={path / inside[0]}" if inside else ""
             yield Problem(key, f"is a folder without {' or '.join(expected)}", fix, value)
     elif os.path.isfile(path):
         if path.stat().st_size == 0:
             yield Problem(key, "is an empty file", value=value)
-    elif not _HUB_NAME.fullmatch(value) or path.suffix in _WEIGHTS:
+    elif not HUB_NAME.fullmatch(value) or path.suffix in WEIGHT_SUFFIXES:
         folder = path.parent
         if not os.path.isdir(folder):
             yield Problem(key, f"does not exist, nor does its folder {folder}", value=value)

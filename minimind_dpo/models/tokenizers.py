@@ -11,12 +11,11 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
-from minimind_dpo.models.locate import locate, with_base
+from minimind_dpo.models.locate import TOKENIZER_FILES, locate, with_base
 from minimind_dpo.models.minimind.folder import is_minimind
 
 log = logging.getLogger(__name__)
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|END_OF_TURN_TOKEN|>")
 
 
@@ -28,10 +27,10 @@ def need_tokenizer(
     Raises:
         CheckpointError: There is none, or as `find_tokenizer`.
     """
-    found = find_tokenizer(with_base(path, None)[0], tokenizer, trust_remote_code)
-    if found is None:
+    result = find_tokenizer(with_base(path, None)[0], tokenizer, trust_remote_code)
+    if result is None:
         raise no_tokenizer(path)
-    return found
+    return result
 
 
 def no_tokenizer(path: str | Path) -> CheckpointError:
@@ -56,7 +55,7 @@ def find_tokenizer(
         trust_remote_code: Let a hub tokenizer run the Python code that comes with it.
 
     Returns:
-        None where none was wanted, or none named and none found beside a local model.
+        None where the caller asked for none, or a local model names none and has none beside it.
 
     Raises:
         CheckpointError: It does not exist or cannot be read.
@@ -66,31 +65,35 @@ def find_tokenizer(
     if isinstance(tokenizer, PreTrainedTokenizerBase):
         return tokenizer
     if tokenizer is not None:
-        named = locate(tokenizer, "model.tokenizer")
-        if isinstance(named, Path) and not _holds_tokenizer(named):
+        place = locate(tokenizer, "model.tokenizer")
+        if isinstance(place, Path) and not _holds_tokenizer(place):
             raise CheckpointError(
                 f"model.tokenizer={tokenizer} is not a folder that holds a tokenizer "
-                f"({', '.join(_FILES)})"
+                f"({', '.join(TOKENIZER_FILES)})"
             )
-        found = _load(named, "model.tokenizer", trust_remote_code)
+        tokenizer = _load(place, "model.tokenizer", trust_remote_code)
         if isinstance(source, Path) and source.is_dir() and _holds_tokenizer(source):
-            _check_agrees(found, source, trust_remote_code)
-        return found
-    if isinstance(source, str):
-        return _load(source, "model.path", trust_remote_code)
+            _check_agrees(tokenizer, source, trust_remote_code)
+        return tokenizer
+    beside = source if isinstance(source, str) else _place_beside(source)
+    return None if beside is None else _load(beside, "model.path", trust_remote_code)
+
+
+def _place_beside(source: Path) -> Path | None:
+    """The folder with the tokenizer of a local model that names none."""
     if source.is_dir():
         places = [source]
     else:  # in MiniMind's own layout a file is out/full_sft_768.pth, and the tokenizer in model/
-        beside = source.absolute().parent
-        places = [beside, beside.parent / "model", beside.parent / "model" / "minimind_tokenizer"]
-    folder = next((place for place in places if _holds_tokenizer(place)), None)
-    if folder is not None and folder != places[0]:
-        log.info("Tokenizer: %s", folder)
-    return None if folder is None else _load(folder, "model.path", trust_remote_code)
+        folder = source.absolute().parent
+        places = [folder, folder.parent / "model", folder.parent / "model" / "minimind_tokenizer"]
+    place = next((place for place in places if _holds_tokenizer(place)), None)
+    if place is not None and place != places[0]:
+        log.info("Tokenizer: %s", place)
+    return place
 
 
 def _holds_tokenizer(folder: Path) -> bool:
-    return folder.is_dir() and any((folder / name).is_file() for name in _FILES)
+    return folder.is_dir() and any((folder / name).is_file() for name in TOKENIZER_FILES)
 
 
 def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTokenizerBase:
@@ -125,13 +128,15 @@ def _why(error: BaseException) -> str:
     return why
 
 
-def _check_agrees(named: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool) -> None:
+def _check_agrees(
+    tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool
+) -> None:
     """Refuse a tokenizer that numbers the special tokens otherwise than the model's own.
 
     One that cannot be loaded is no reason to refuse: another was named, perhaps for that reason.
     """
     try:
-        own = _read(folder, trust_remote_code)
+        model_tokenizer = _read(folder, trust_remote_code)
     except Exception as error:  # as for the one that was named
         log.warning(
             "Whether model.tokenizer numbers the special tokens as the tokenizer in %s does is not "
@@ -140,16 +145,16 @@ def _check_agrees(named: PreTrainedTokenizerBase, folder: Path, trust_remote_cod
             _why(error),
         )
         return
-    vocabulary, numbers = own.get_vocab(), named.get_vocab()
-    moved = [
+    vocabulary, numbers = model_tokenizer.get_vocab(), tokenizer.get_vocab()
+    changes = [
         f"{token} is {numbers[token]} and was {vocabulary[token]}"
-        for token in named.all_special_tokens
+        for token in tokenizer.all_special_tokens
         if token in numbers and vocabulary.get(token, numbers[token]) != numbers[token]
     ]
-    if moved:
+    if changes:
         raise CheckpointError(
             f"model.tokenizer numbers special tokens otherwise than the tokenizer in {folder}, "
-            f"which the model was trained with: {', '.join(moved)}. Leave model.tokenizer out"
+            f"which the model was trained with: {', '.join(changes)}. Leave model.tokenizer out"
         )
 
 
@@ -171,13 +176,13 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
     embedding: Any = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
     beyond = {token: id for token, id in tokenizer.get_vocab().items() if id >= rows}
-    needed = {end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id}
-    needed.add(tokenizer.pad_token_id)
+    ids_in_use = {end_of_turn_id(tokenizer), tokenizer.eos_token_id, tokenizer.bos_token_id}
+    ids_in_use.add(tokenizer.pad_token_id)
     if not beyond:
         return
-    named = set(tokenizer.all_special_tokens)
+    specials = set(tokenizer.all_special_tokens)
     if len(beyond) > len(tokenizer.special_tokens_map) or any(
-        token not in named or id in needed for token, id in beyond.items()
+        token not in specials or id in ids_in_use for token, id in beyond.items()
     ):
         largest = max(beyond, key=lambda token: beyond[token])
         raise CheckpointError(
@@ -198,10 +203,10 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel,
 def end_of_turn_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Id of the token that ends a turn: a known one that the chat template writes, else eos."""
     template = tokenizer.chat_template
-    written = template if isinstance(template, str) else ""
+    text = template if isinstance(template, str) else ""
     vocabulary = tokenizer.get_vocab()
     for token in _END_OF_TURN:
-        if token in vocabulary and token in written:
+        if token in vocabulary and token in text:
             return vocabulary[token]
     return tokenizer.eos_token_id
 

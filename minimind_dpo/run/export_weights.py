@@ -26,17 +26,17 @@ def export_weights(config: Config, policy: LoadedModel, chat: Chat, run_dir: Pat
         The files by which to see later that the export is there and whole.
     """
     folder = run_dir / EXPORT
-    written: list[Path] = []
+    files: list[Path] = []
     if has_adapters(policy.model):
-        save_and_merge_adapters(policy.model, policy.tokenizer, run_dir / ADAPTERS, policy.home)
+        save_and_merge_adapters(policy.model, chat.tokenizer, run_dir / ADAPTERS, policy.home)
     if config.export.hf:
         dialect, ends = policy.dialect, chat.end_ids
         save_hf(policy.model, chat.tokenizer, folder, dialect=dialect, end_ids=ends)
-        written += [folder / "config.json", *weight_files(folder)]
+        files += [folder / "config.json", *weight_files(folder)]
     if config.export.native and policy.dialect.generation is not None:
         native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
-        written.append(native)
-    return [path.relative_to(run_dir).as_posix() for path in written]
+        files.append(native)
+    return [path.relative_to(run_dir).as_posix() for path in files]
 
 
 def write_model_card(

@@ -131,6 +131,17 @@ def test_a_config_that_asks_for_something_else_is_refused(
         load_model(folder)
 
 
+@pytest.mark.parametrize(("kind", "what"), [("minimind-v", "images"), ("minimind-o", "speech")])
+def test_a_folder_of_another_member_of_the_family_is_named(
+    kind: str, what: str, golden: Callable[[str], Golden], tmp_path: Path
+) -> None:
+    folder = golden_folder(golden("v3"), tmp_path)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"model_type": kind}))
+    with pytest.raises(CheckpointError, match=f"a model of {what} and text"):
+        load_model(folder)
+
+
 def test_a_name_on_a_hub_is_fetched_and_read_the_same(
     golden: Callable[[str], Golden], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def test_the_healthy_file_loads(v2_file: Path) -> None:
     loaded = load_model(v2_file, config=HEADS, tokenizer=False)
     # 40*16 embedding + 2 layers of 2*16*16 + 2*4*16 + 3*24*16 + 2*16 + last norm 16 = 4304
     assert loaded.dialect.num_parameters == 4304
+    assert len(repr(loaded)) < 250
     assert loaded.describe() == (
         "MiniMind2 (v2): LlamaForCausalLM, 0.004M parameters, file float32, all trained"
     )

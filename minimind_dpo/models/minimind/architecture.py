@@ -38,7 +38,7 @@ _V3_EXPERTS = (
     "router_aux_loss_coef",
 )
 TIE = "tie_word_embeddings"
-_STATED = "config.json: "
+_FROM_CONFIG = "config.json: "
 _REALS = ("rms_norm_eps", "rope_theta", "router_aux_loss_coef")
 _FLAGS = ("use_moe", "norm_topk_prob", TIE)
 
@@ -58,7 +58,7 @@ def resolve_fields(
     shapes: Mapping[str, torch.Size],
     overrides: Mapping[str, Any],
     where: str,
-    stated: Mapping[str, Any] | None = None,
+    config_fields: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Every field of the architecture, by transformers' names.
 
@@ -74,22 +74,24 @@ def resolve_fields(
         CheckpointError: An unknown name, a value of the wrong kind, or one that the shapes
             contradict.
     """
-    asked = {
-        **_translate(generation, stated or {}, _STATED, where),
+    settings = {
+        **_translate(generation, config_fields or {}, _FROM_CONFIG, where),
         **_translate(generation, overrides, "model.config.", where),
     }
-    read = _read_shapes(generation, moe, shapes, where)
-    for name, (value, label) in asked.items():
-        if name in read and read[name] != value:
-            stale = "Leave the override out, or name another file"
-            if label.startswith(_STATED):
-                stale = "The weights do not belong to this config.json"
+    by_shape = _read_shapes(generation, moe, shapes, where)
+    for name, (value, label) in settings.items():
+        if name in by_shape and by_shape[name] != value:
+            advice = "Leave the override out, or name another file"
+            if label.startswith(_FROM_CONFIG):
+                advice = "The weights do not belong to this config.json"
             raise CheckpointError(
-                f"{where}: {label}={value}, but the weights in the file have {read[name]}. {stale}"
+                f"{where}: {label}={value}, but the weights in the file have {by_shape[name]}. "
+                f"{advice}"
             )
-    fields = {**generation.defaults, **{name: value for name, (value, _) in asked.items()}, **read}
-    if "num_attention_heads" not in read:
-        _count_heads(generation, fields, asked, shapes, where)
+    values = {name: value for name, (value, _) in settings.items()}
+    fields = {**generation.defaults, **values, **by_shape}
+    if "num_attention_heads" not in by_shape:
+        _count_heads(generation, fields, settings, shapes, where)
     if moe:
         _check_experts(generation, fields, where)
     return fields
@@ -117,47 +119,47 @@ def _check_experts(generation: Generation, fields: Mapping[str, Any], where: str
 
 
 def _translate(
-    generation: Generation, named: Mapping[str, Any], prefix: str, where: str
+    generation: Generation, values: Mapping[str, Any], prefix: str, where: str
 ) -> dict[str, tuple[Any, str]]:
     """Fields by our names: (value, the name as it was spelled, behind where it is from)."""
-    known = known_fields(generation)
-    unknown = [name for name in named if name not in known]
+    names = known_fields(generation)
+    unknown = [name for name in values if name not in names]
     if unknown:
         raise CheckpointError(
             f"{where}: {generation.name} has no field {prefix}{unknown[0]}. "
-            f"Known ones: {', '.join(known)}"
+            f"Known ones: {', '.join(names)}"
         )
-    asked: dict[str, tuple[Any, str]] = {}
-    for spelling, value in named.items():
+    settings: dict[str, tuple[Any, str]] = {}
+    for spelling, value in values.items():
         name, label = generation.aliases.get(spelling, spelling), prefix + spelling
         if value is None or name == "generation":
             continue
         _check_kind(name, value, label, where)
         if name in _REALS:
             value = float(value)  # transformers takes no whole number for one
-        if name in asked and asked[name][0] != value:
+        if name in settings and settings[name][0] != value:
             raise CheckpointError(
-                f"{where}: {label}={value} and {asked[name][1]}={asked[name][0]} mean the same "
-                "field. Keep one"
+                f"{where}: {label}={value} and {settings[name][1]}={settings[name][0]} mean the "
+                "same field. Keep one"
             )
-        asked[name] = (value, label)
-    return asked
+        settings[name] = (value, label)
+    return settings
 
 
 def _check_kind(name: str, value: Any, label: str, where: str) -> None:
     if name in _FLAGS:
-        wanted, right = "true or false", isinstance(value, bool)
+        requirement, valid = "true or false", isinstance(value, bool)
     elif isinstance(value, bool):
-        wanted, right = "a number", False
+        requirement, valid = "a number", False
     elif name in _REALS:
-        right = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
-        wanted = "a number of 0 or more"
+        valid = isinstance(value, int | float) and 0 <= value <= sys.float_info.max
+        requirement = "a number of 0 or more"
     elif name == "n_shared_experts":
-        wanted, right = "a whole number of 0 or more", isinstance(value, int) and value >= 0
+        requirement, valid = "a whole number of 0 or more", isinstance(value, int) and value >= 0
     else:
-        wanted, right = "a whole number of 1 or more", isinstance(value, int) and value >= 1
-    if not right:
-        raise CheckpointError(f"{where}: {label}={value!r} must be {wanted}")
+        requirement, valid = "a whole number of 1 or more", isinstance(value, int) and value >= 1
+    if not valid:
+        raise CheckpointError(f"{where}: {label}={value!r} must be {requirement}")
 
 
 def _read_shapes(
@@ -166,26 +168,26 @@ def _read_shapes(
     names = generation.names
     layer = names.layers + "0."
     vocab, hidden = _shape(shapes, names.embedding, 2, where)
-    read: dict[str, Any] = {
+    by_shape: dict[str, Any] = {
         "vocab_size": vocab,
         "hidden_size": hidden,
         "num_hidden_layers": _count_layers(generation, shapes, where),
         "use_moe": moe,
     }
     if moe:
-        read |= _read_experts(generation, shapes, where)
+        by_shape |= _read_experts(generation, shapes, where)
     else:
         gate = f"{layer}{names.mlp}.{names.parts['gate_proj']}.weight"
-        read["intermediate_size"] = _shape(shapes, gate, 2, where)[0]
+        by_shape["intermediate_size"] = _shape(shapes, gate, 2, where)[0]
     if generation.name == "v3":
-        read["head_dim"] = _shape(shapes, f"{layer}self_attn.q_norm.weight", 1, where)[0]
+        by_shape["head_dim"] = _shape(shapes, f"{layer}self_attn.q_norm.weight", 1, where)[0]
         for heads, part in (("num_attention_heads", "q_proj"), ("num_key_value_heads", "k_proj")):
             rows = _shape(shapes, f"{layer}self_attn.{part}.weight", 2, where)[0]
-            read[heads] = rows // read["head_dim"]
+            by_shape[heads] = rows // by_shape["head_dim"]
     mask = shapes.get(f"{layer}{names.attention}.mask")
     if mask is not None:
-        read["max_position_embeddings"] = mask[-1]
-    return read
+        by_shape["max_position_embeddings"] = mask[-1]
+    return by_shape
 
 
 def _read_experts(
@@ -198,14 +200,15 @@ def _read_experts(
     if f"{mlp}experts.gate_up_proj" in shapes:
         experts, rows, _ = _shape(shapes, f"{mlp}experts.gate_up_proj", 3, where)
         return {"num_experts": experts, width: rows // 2, "fused_experts": True}
-    read: dict[str, Any] = {
+    by_shape: dict[str, Any] = {
         "num_experts": _count(shapes, mlp + r"experts\.(\d+)\."),
         width: _shape(shapes, f"{mlp}experts.0.{gate}", 2, where)[0],
     }
     if generation.name != "v3":
         alone = f"{mlp}shared_experts.{gate}" in shapes
-        read["n_shared_experts"] = 1 if alone else _count(shapes, mlp + r"shared_experts\.(\d+)\.")
-    return read
+        count = _count(shapes, mlp + r"shared_experts\.(\d+)\.")
+        by_shape["n_shared_experts"] = 1 if alone else count
+    return by_shape
 
 
 def _shape(
@@ -223,8 +226,8 @@ def _shape(
 def _count_layers(generation: Generation, shapes: Mapping[str, torch.Size], where: str) -> int:
     prefix = generation.names.layers
     # Numbers of more digits are no layers: such a key is left over, and refused as that.
-    found = re.compile(re.escape(prefix) + r"(\d{1,6})\.")
-    layers = {int(match[1]) for key in shapes if (match := found.match(key))}
+    numbered = re.compile(re.escape(prefix) + r"(\d{1,6})\.")
+    layers = {int(match[1]) for key in shapes if (match := numbered.match(key))}
     if gaps := set(range(len(layers))) - layers:
         raise CheckpointError(
             f"{where}: {len(layers)} layers are numbered up to {max(layers)}, and "
@@ -234,14 +237,14 @@ def _count_layers(generation: Generation, shapes: Mapping[str, torch.Size], wher
 
 
 def _count(shapes: Mapping[str, torch.Size], pattern: str) -> int:
-    found = re.compile(pattern)
-    return len({match[1] for key in shapes if (match := found.match(key))})
+    numbered = re.compile(pattern)
+    return len({match[1] for key in shapes if (match := numbered.match(key))})
 
 
 def _count_heads(
     generation: Generation,
     fields: dict[str, Any],
-    asked: Mapping[str, tuple[Any, str]],
+    settings: Mapping[str, tuple[Any, str]],
     shapes: Mapping[str, torch.Size],
     where: str,
 ) -> None:
@@ -252,8 +255,8 @@ def _count_heads(
         key = f"{names.layers}0.{names.attention}.{names.parts[part]}.weight"
         rows.append(_shape(shapes, key, 2, where)[0])
     query, key_rows = rows
-    if "num_attention_heads" not in asked and "num_key_value_heads" in asked:
-        fields["num_attention_heads"] = asked["num_key_value_heads"][0] * query // key_rows
+    if "num_attention_heads" not in settings and "num_key_value_heads" in settings:
+        fields["num_attention_heads"] = settings["num_key_value_heads"][0] * query // key_rows
     heads = fields["num_attention_heads"]
     fields.setdefault("num_key_value_heads", heads * key_rows // query)
     kv_heads = fields["num_key_value_heads"]
@@ -265,9 +268,9 @@ def _count_heads(
         or heads % kv_heads
     ):
         labels = [
-            f"{asked[name][1]}={asked[name][0]}"
+            f"{settings[name][1]}={settings[name][0]}"
             for name in ("num_attention_heads", "num_key_value_heads")
-            if name in asked
+            if name in settings
         ]
         source = " and ".join(labels) or f"{heads} heads, the default of {generation.name},"
         raise CheckpointError(

@@ -21,12 +21,13 @@ from minimind_dpo.models.minimind.architecture import resolve_fields
 from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.folder import (
     FolderForm,
+    fields_of_config,
+    fields_without_use,
     generation_by_fields,
     read_folder,
-    stated_fields,
-    unread_fields,
     with_overrides,
 )
+from minimind_dpo.models.minimind.generations import Generation
 from minimind_dpo.models.minimind.lora_file import add_lora
 from minimind_dpo.models.minimind.native_file import check_finite, read_tensors
 from minimind_dpo.models.minimind.recognise import Dialect, common_prefix, recognise
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class NativeSource:
     """Tensors as stored, on the CPU, and what is known of them.
 
     Attributes:
@@ -56,23 +57,23 @@ class Stored:
     form: FolderForm | None = None
 
 
-def read_native(path: Path) -> Stored:
+def read_native(path: Path) -> NativeSource:
     """The tensors of a native file.
 
     Raises:
         CheckpointError: It is none, or is damaged.
     """
-    return Stored(read_tensors(path), str(path))
+    return NativeSource(read_tensors(path), str(path))
 
 
-def read_minimind(folder: Path, config: Mapping[str, Any], key: str) -> Stored:
+def read_minimind(folder: Path, config: Mapping[str, Any], key: str) -> NativeSource:
     """The tensors and form of a folder in MiniMind's form; as `read_folder`."""
     tensors, form = read_folder(folder, config, key)
-    return Stored(tensors, str(folder), form)
+    return NativeSource(tensors, str(folder), form)
 
 
 def build(
-    stored: Stored,
+    source: NativeSource,
     overrides: Mapping[str, Any],
     dtype: torch.dtype,
     dropout: float,
@@ -82,7 +83,7 @@ def build(
     """The model, and what it was recognised as.
 
     Args:
-        stored: Tensors.
+        source: The tensors.
         overrides: Fields of the architecture, as the user named them.
         dtype: Number format of the model.
         dropout: Probability wherever the architecture drops.
@@ -92,27 +93,19 @@ def build(
     Raises:
         CheckpointError: They are not one whole model of a MiniMind generation.
     """
-    where, form = stored.where, stored.form
-    prefix = common_prefix(stored.tensors)
-    state = {key.removeprefix(prefix): tensor for key, tensor in stored.tensors.items()}
-    shapes = {key: tensor.shape for key, tensor in state.items()}
-    named = overrides.get("generation")
-    if named is None and form is not None:
-        named = generation_by_fields(form.config)
-    generation, moe = recognise(shapes, where, named)
-    stated = stated_fields(form.config, generation) if form else {}
-    if form and device != "meta" and (unread := unread_fields(form.config, generation)):
-        log.warning("%s/config.json has fields that are not read: %s", where, ", ".join(unread))
-    fields = resolve_fields(generation, moe, shapes, overrides, where, stated)
-    resolve_tie(generation, fields, state, where)
-    check_whole(state, generation, moe, fields, where)
+    where, form = source.where, source.form
+    prefix = common_prefix(source.tensors)
+    state = {key.removeprefix(prefix): tensor for key, tensor in source.tensors.items()}
+    generation, moe, fields = _architecture(state, form, overrides, where)
+    if form and device != "meta" and (unused := fields_without_use(form.config, generation)):
+        log.warning("%s/config.json has fields that are not read: %s", where, ", ".join(unused))
     check_finite({key: tensor for key, tensor in state.items() if not is_mask(key)}, where)
     mask_fill = _mask_fill(state, fields, where)
     file_dtype = _main_dtype(state)
     if lora is not None:
         state = add_lora(state, lora)
-    placed = {key: tensor.to(device) for key, tensor in state.items()}
-    weights = to_transformers(placed, generation, moe, fields, where)
+    on_device = {key: tensor.to(device) for key, tensor in state.items()}
+    weights = to_transformers(on_device, generation, moe, fields, where)
     settings = transformers_config(generation, moe, fields, dropout)
     with no_init_weights(), torch.device(device):
         model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
@@ -128,6 +121,22 @@ def build(
         mask_fill=mask_fill,
         form=form and with_overrides(form, generation, overrides),
     )
+
+
+def _architecture(
+    state: Mapping[str, Tensor], form: FolderForm | None, overrides: Mapping[str, Any], where: str
+) -> tuple[Generation, bool, dict[str, Any]]:
+    """Generation, whether it is a mixture of experts, and every field; the tensors are whole."""
+    name = overrides.get("generation")
+    if name is None and form is not None:
+        name = generation_by_fields(form.config)
+    shapes = {key: tensor.shape for key, tensor in state.items()}
+    generation, moe = recognise(shapes, where, name)
+    config_fields = fields_of_config(form.config, generation) if form else {}
+    fields = resolve_fields(generation, moe, shapes, overrides, where, config_fields)
+    resolve_tie(generation, fields, state, where)
+    check_whole(state, generation, moe, fields, where)
+    return generation, moe, fields
 
 
 def _load_strictly(model: PreTrainedModel, weights: dict[str, Tensor], where: str) -> None:

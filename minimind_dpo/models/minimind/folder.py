@@ -108,20 +108,20 @@ def read_folder(
     return state, FolderForm(dict(config), code)
 
 
-def stated_fields(config: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
+def fields_of_config(config: Mapping[str, Any], generation: Generation) -> dict[str, Any]:
     """Fields of the architecture that `config.json` states, by the generation's own names."""
     rope: Any = config.get("rope_parameters")
-    named = {**(rope if isinstance(rope, Mapping) else {}), **config}
-    stated = {name: value for name, value in named.items() if name in _known(generation)}
-    if isinstance(stated.get("n_shared_experts"), bool):
-        stated["n_shared_experts"] = int(stated["n_shared_experts"])
-    return stated
+    values = {**(rope if isinstance(rope, Mapping) else {}), **config}
+    fields = {name: value for name, value in values.items() if name in _known(generation)}
+    if isinstance(fields.get("n_shared_experts"), bool):
+        fields["n_shared_experts"] = int(fields["n_shared_experts"])
+    return fields
 
 
-def unread_fields(config: Mapping[str, Any], generation: Generation) -> list[str]:
+def fields_without_use(config: Mapping[str, Any], generation: Generation) -> list[str]:
     """Fields of `config.json` that are neither of this generation's nor of every model's."""
-    read = {*_ONE_VALUE, *_WITHOUT_EFFECT, *_OF_TRANSFORMERS, *_known(generation)}
-    return sorted(set(config) - read - set(PreTrainedConfig().to_dict()))
+    used = {*_ONE_VALUE, *_WITHOUT_EFFECT, *_OF_TRANSFORMERS, *_known(generation)}
+    return sorted(set(config) - used - set(PreTrainedConfig().to_dict()))
 
 
 def _known(generation: Generation) -> set[str]:

@@ -57,7 +57,7 @@ class Generation:
         aliases: Its own field names, where they differ from ours.
         tied: Embedding and head are one tensor, written twice.
         interleaved: Rotary pairs are (0, 1), (2, 3), ... where the transformers class pairs halves.
-        aux: (rule, coefficient its model applied, coefficient its DPO script added to the loss).
+        aux: Rule of its balance loss, and the coefficient with which its DPO script added it.
     """
 
     name: str
@@ -68,7 +68,7 @@ class Generation:
     aliases: Mapping[str, str] = field(default_factory=dict)
     tied: bool = True
     interleaved: bool = False
-    aux: tuple[str, float, float] = ("per_sequence", 0.0, 0.0)
+    aux: tuple[str, float] = ("per_sequence", 0.0)
 
 
 _PROJECTIONS = {
@@ -176,7 +176,6 @@ GENERATIONS: dict[str, Generation] = {
             _defaults(16, 512, 1e-5, 1e4),
             _V1_ALIASES,
             interleaved=True,
-            aux=("per_sequence", 0.0, 0.0),
         ),
         Generation(
             "v2a",
@@ -186,7 +185,6 @@ GENERATIONS: dict[str, Generation] = {
             _defaults(8, 8192, 1e-5, 1e6),
             _V1_ALIASES,
             interleaved=True,
-            aux=("per_sequence", 0.1, 0.0),
         ),
         Generation(
             "v2",
@@ -195,7 +193,6 @@ GENERATIONS: dict[str, Generation] = {
             ("llama", "granitemoeshared"),
             _defaults(8, 32768, 1e-5, 1e6),
             {"n_routed_experts": "num_experts"},
-            aux=("per_sequence", 0.01, 0.0),
         ),
         Generation(
             "v3",
@@ -203,7 +200,7 @@ GENERATIONS: dict[str, Generation] = {
             _LLAMA_NAMES,
             ("qwen3", "qwen3_moe"),
             _defaults(8, 32768, 1e-6, 1e6, experts_per_token=1) | {"router_aux_loss_coef": 5e-4},
-            aux=("per_batch", 5e-4, 5e-4),
+            aux=("per_batch", 5e-4),
         ),
     )
 }

@@ -38,10 +38,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     _check_sums(path)
     try:
         # torch maps files of its zip format only; older ones are read.
-        mapped = zipfile.is_zipfile(path)
+        is_zip = zipfile.is_zipfile(path)
         with warnings.catch_warnings():  # about pickles of a sort that is refused anyway
             warnings.simplefilter("ignore", UserWarning)
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # a damaged pickle raises nearly anything
         if "weights_only" in str(error) or "Unsupported" in str(error):
             reason = (
@@ -54,7 +54,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             f"{path} cannot be read: {reason}. Give the file that torch.save wrote of a model's "
             "state_dict()"
         ) from error
-    return _checked(loaded, path)
+    return _checked(content, path)
 
 
 def _check_sums(path: Path) -> None:
@@ -69,17 +69,17 @@ def _check_sums(path: Path) -> None:
         )
 
 
-def _checked(loaded: Any, path: Path) -> dict[str, Tensor]:
-    if not isinstance(loaded, Mapping) or not loaded:
-        held = "an empty dict" if isinstance(loaded, Mapping) else f"a {type(loaded).__name__}"
+def _checked(content: Any, path: Path) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping) or not content:
+        held = "an empty dict" if isinstance(content, Mapping) else f"a {type(content).__name__}"
         raise CheckpointError(
             f"{path} holds {held}, not a state dict (names of tensors and tensors)"
         )
-    if loaded.keys() >= _RESUME_ENTRIES and isinstance(loaded["model"], Mapping):
-        return check_tensors(loaded["model"], path)
-    others = [key for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if content.keys() >= _RESUME_ENTRIES and isinstance(content["model"], Mapping):
+        return check_tensors(content["model"], path)
+    others = [key for key, value in content.items() if not isinstance(value, Tensor)]
     if others:
-        inner = [key for key in others if isinstance(loaded[key], Mapping)]
+        inner = [key for key in others if isinstance(content[key], Mapping)]
         hint = (
             f" It looks like a training checkpoint; save its entry {inner[0]!r} to a file of its "
             "own if that is the model"
@@ -88,9 +88,9 @@ def _checked(loaded: Any, path: Path) -> dict[str, Tensor]:
         )
         raise CheckpointError(
             f"{path} is not a dict of tensors: {', '.join(map(repr, others[:5]))} "
-            f"({type(loaded[others[0]]).__name__}) is none.{hint}"
+            f"({type(content[others[0]]).__name__}) is none.{hint}"
         )
-    return check_tensors(loaded, path)
+    return check_tensors(content, path)
 
 
 def check_tensors(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:

@@ -54,8 +54,8 @@ class Dialect:
     class_name: str
     num_parameters: int
     file_dtype: torch.dtype | None
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    keys: tuple[str, ...] = ()
+    fields: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    keys: tuple[str, ...] = field(default=(), repr=False)
     prefix: str = ""
     mask_fill: float = float("-inf")
     form: FolderForm | None = None
@@ -93,26 +93,26 @@ def dtype_name(dtype: torch.dtype) -> str:
 def common_prefix(keys: Iterable[str]) -> str:
     """`module.` or `_orig_mod.` (or both) where every key carries it."""
     keys = list(keys)
-    found = ""
+    prefix = ""
     for _ in range(2):
         for wrapper in ("module.", "_orig_mod."):
-            if keys and all(key.startswith(found + wrapper) for key in keys):
-                found += wrapper
-    return found
+            if keys and all(key.startswith(prefix + wrapper) for key in keys):
+                prefix += wrapper
+    return prefix
 
 
 def recognise(
-    shapes: Mapping[str, torch.Size], where: str, wanted: str | None = None
+    shapes: Mapping[str, torch.Size], where: str, name: str | None = None
 ) -> tuple[Generation, bool]:
     """Generation of a state dict and whether it is a mixture of experts.
 
     Args:
         shapes: Shape of each tensor, by key without wrapper prefix.
         where: The file, for messages.
-        wanted: Generation that the user named, where v1 and v2a cannot be told apart.
+        name: Generation that the user named, where v1 and v2a cannot be told apart.
 
     Raises:
-        CheckpointError: The keys belong to no generation, or not to the wanted one.
+        CheckpointError: The keys belong to no generation, or not to the named one.
     """
     _refuse_others(shapes, where)
     moe = any(".experts." in key for key in shapes)
@@ -130,13 +130,13 @@ def recognise(
             "model.embed_tokens.weight (v2, v3). Give model.path a full model's native file, or a "
             "Hugging Face folder"
         )
-    if wanted is not None:
-        if wanted not in candidates:
+    if name is not None:
+        if name not in candidates:
             raise CheckpointError(
-                f"{where}: model.config.generation={wanted}, but the keys of this file are those "
+                f"{where}: model.config.generation={name}, but the keys of this file are those "
                 f"of {' or '.join(candidates)}. Leave the override out"
             )
-        return GENERATIONS[wanted], moe
+        return GENERATIONS[name], moe
     if len(candidates) == 1:
         return GENERATIONS[candidates[0]], moe
     return GENERATIONS[_v1_or_v2a(shapes, where)], moe

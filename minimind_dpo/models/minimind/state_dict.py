@@ -165,17 +165,17 @@ def check_whole(
     Raises:
         CheckpointError: Keys are missing or left over.
     """
-    wanted = {source for rule in rules(generation, moe, fields) for source in rule.sources}
-    left = {key for key in state if not is_mask(key)} - wanted
+    expected = {source for rule in rules(generation, moe, fields) for source in rule.sources}
+    extra = {key for key in state if not is_mask(key)} - expected
     if is_tied(generation, fields):
-        left.discard(generation.names.head)
-    missing = wanted - state.keys()
-    if missing or left:
+        extra.discard(generation.names.head)
+    missing = expected - state.keys()
+    if missing or extra:
         raise CheckpointError(
             f"{where}: read as {generation.name}, but "
             + " and ".join(
                 f"{len(keys)} key(s) are {what}: {', '.join(key[:100] for key in sorted(keys)[:5])}"
-                for keys, what in ((missing, "missing"), (left, "left over"))
+                for keys, what in ((missing, "missing"), (extra, "left over"))
                 if keys
             )
             + ". A file must hold one whole model and nothing else"
