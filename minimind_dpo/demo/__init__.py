@@ -1,4 +1,4 @@
-"""The embedded default: a tiny model, its data, its judge, and the script that made them."""
+"""The embedded default: a tiny model, its data, and its judge; `tools/demo` made them."""
 
 from __future__ import annotations
 
@@ -10,3 +10,4 @@ MODEL: Final = ASSETS / "full_sft_128.pth"
 TOKENIZER: Final = ASSETS / "tokenizer"
 PREFERENCES: Final = ASSETS / "preferences.jsonl"
 HELD_OUT: Final = ASSETS / "heldout.jsonl"
+QUESTIONS: Final = ASSETS / "questions.jsonl"

@@ -13,20 +13,20 @@ which is unbiased, never negative, and varies less than the sum of log-ratios of
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo import HELD_OUT
 from minimind_dpo.demo.judge import judge
-from minimind_dpo.demo.task import question_of
+from minimind_dpo.demo.questions import question_of
+from minimind_dpo.evaluation.sampling import sample_completions
+from minimind_dpo.evaluation.scoring import frozen
+from minimind_dpo.models.attention.planned import plain_attention
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,138 +125,77 @@ def evaluate(
     for prompt in prompts:
         question_of(prompt)
     asked = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-    answers: list[Answer] = []
-    tokens, kl = 0.0, 0.0
-    with ExitStack() as stack:
-        stack.enter_context(_seeded(seed, model.device))
-        for each in (model,) if reference is None else (model, reference):
-            stack.enter_context(_plain_inference(each))
+    prompt_ids = [chat.encode_prompt(chat.question(prompt)) for prompt in asked]
+    end = chat.tokenizer.eos_token_id
+    drawn = sample_completions(
+        model,
+        prompt_ids,
+        end_ids=[end],
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        seed_each_batch=False,
+        batch_size=batch_size,
+    )
+    answers = tuple(_judged(chat, *each, end) for each in zip(asked, drawn, strict=True))
+    kl = None
+    if reference is not None:
+        nats = 0.0
         for start in range(0, len(asked), batch_size):
-            batch = asked[start : start + batch_size]
-            drawn = _draw(model, chat, batch, max_new_tokens)
-            tokens += float(drawn.scored.sum())
-            if reference is not None:
-                kl += _kl_sum(model, reference, drawn)
-            answers += _judged(chat, batch, drawn)
+            rows = slice(start, start + batch_size)
+            nats += _kl_sum(model, reference, prompt_ids[rows], drawn[rows])
+        kl = nats / len(asked)
     return DemoScores(
         wanted=sum(answer.wanted for answer in answers) / len(answers),
         correct=sum(answer.correct for answer in answers) / len(answers),
-        mean_tokens=tokens / len(answers),
-        kl=None if reference is None else kl / len(answers),
-        answers=tuple(answers),
+        mean_tokens=sum(map(len, drawn)) / len(answers),
+        kl=kl,
+        answers=answers,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Drawn:
-    """B prompts, padded on the left, and their answers, padded on the right.
-
-    Attributes:
-        input_ids: int64 (B, prompt columns + answer columns).
-        attention_mask: int64 of the same shape, 0 on padding.
-        scored: bool (B, answer columns), the answers' tokens up to their end-of-turn token.
-        finished: bool (B,), whether there is one.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    scored: Tensor
-    finished: Tensor
+def _judged(chat: Chat, prompt: str, ids: list[int], end: int) -> Answer:
+    finished = ids[-1] == end
+    text = chat.decode(ids[:-1] if finished else ids, special=True)
+    verdict = judge(prompt, text)
+    return Answer(prompt, text, finished, verdict.wanted and finished, verdict.correct)
 
 
-def _draw(
+def _kl_sum(
     model: PreTrainedModel,
-    chat: Chat,
-    prompts: Sequence[str],
-    max_new_tokens: int,
-) -> _Drawn:
-    tokenizer = chat.tokenizer
-    encoded = tokenizer.pad(
-        {"input_ids": [chat.encode_prompt(chat.question(prompt)) for prompt in prompts]},
-        padding_side="left",
-        return_tensors="pt",
-    ).to(model.device)
-    prompt_ids, prompt_mask = encoded["input_ids"], encoded["attention_mask"]
-    generate: Any = model.generate
-    input_ids = generate(
-        input_ids=prompt_ids,
-        attention_mask=prompt_mask,
-        generation_config=GenerationConfig(
-            do_sample=True,
-            temperature=1.0,
-            top_k=0,
-            top_p=1.0,
-            max_new_tokens=max_new_tokens,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        ),
-    )
-    ends = input_ids[:, prompt_ids.shape[1] :] == tokenizer.eos_token_id
-    scored = ends.cumsum(dim=1) - ends.long() == 0
-    attention_mask = torch.cat([prompt_mask, scored.long()], dim=1)
-    return _Drawn(input_ids, attention_mask, scored, ends.any(dim=1))
+    reference: PreTrainedModel,
+    prompts: Sequence[list[int]],
+    answers: Sequence[list[int]],
+) -> float:
+    """Sum over answers of KL(policy || reference) in nats, in float64 on the host.
 
-
-def _judged(chat: Chat, prompts: Sequence[str], drawn: _Drawn) -> Iterator[Answer]:
-    columns = drawn.scored.shape[1]
-    for row, prompt in enumerate(prompts):
-        ids = drawn.input_ids[row, -columns:][drawn.scored[row]].tolist()
-        finished = bool(drawn.finished[row])
-        text = chat.decode(ids[:-1] if finished else ids, special=True)
-        verdict = judge(prompt, text)
-        yield Answer(prompt, text, finished, verdict.wanted and finished, verdict.correct)
-
-
-def _kl_sum(model: PreTrainedModel, reference: PreTrainedModel, drawn: _Drawn) -> float:
-    """Sum over answers of KL(policy || reference) in nats, in float64 on the host."""
-    columns = drawn.scored.shape[1]
-    position_ids = (drawn.attention_mask.cumsum(dim=1) - 1).clamp_min(0)
+    Prompts are padded on the left and answers on the right, (answers, columns), as they were drawn.
+    """
+    width, columns = (max(map(len, each)) for each in (prompts, answers))
+    input_ids = torch.zeros(len(prompts), width + columns, dtype=torch.long)
+    mask = torch.zeros_like(input_ids)
+    for row, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
+        place = slice(width - len(prompt), width + len(answer))
+        input_ids[row, place] = torch.tensor([*prompt, *answer])
+        mask[row, place] = 1
+    position_ids = (mask.cumsum(dim=1) - 1).clamp_min(0)
+    device = model.device
     total = 0.0
-    for rows in torch.arange(len(drawn.scored), device=drawn.scored.device).split(64):
-        policy_logps, reference_logps = (
-            each(
-                input_ids=drawn.input_ids[rows],
-                attention_mask=drawn.attention_mask[rows],
-                position_ids=position_ids[rows],
-                logits_to_keep=columns + 1,
-                use_cache=False,
+    with frozen(model), frozen(reference), plain_attention(model), plain_attention(reference):
+        for rows in torch.arange(len(prompts)).split(64):
+            scored = mask[rows, width:].bool()
+            policy_logps, reference_logps = (  # (scored tokens, words)
+                each(
+                    input_ids=input_ids[rows].to(device),
+                    attention_mask=mask[rows].to(device),
+                    position_ids=position_ids[rows].to(device),
+                    logits_to_keep=columns + 1,
+                    use_cache=False,
+                )
+                .logits[:, :-1][scored.to(device)]
+                .float()
+                .log_softmax(dim=-1)
+                for each in (model, reference)
             )
-            .logits[:, :-1][drawn.scored[rows]]
-            .float()
-            .log_softmax(dim=-1)
-            for each in (model, reference)
-        )
-        kl = (policy_logps.exp() * (policy_logps - reference_logps)).sum(dim=-1)
-        total += float(kl.cpu().double().sum())
+            kl = (policy_logps.exp() * (policy_logps - reference_logps)).sum(dim=-1)
+            total += float(kl.cpu().double().sum())
     return total
-
-
-@contextmanager
-def _plain_inference(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode, no gradients, and attention that knows padding masks and caches."""
-    training = {module: module.training for module in model.modules()}
-    attention = model.config._attn_implementation
-    model.eval()
-    model.set_attn_implementation("sdpa")
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.set_attn_implementation(attention)
-        for module, mode in training.items():
-            module.training = mode
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed torch's generators, and give them back in the state in which they were."""
-    accelerator = None if device.type == "cpu" else getattr(torch, device.type)
-    host_state = torch.get_rng_state()
-    device_state = None if accelerator is None else accelerator.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(host_state)
-        if accelerator is not None:
-            accelerator.set_rng_state(device_state)

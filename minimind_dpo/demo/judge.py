@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from minimind_dpo.demo.task import Language, Question, question_of
+from minimind_dpo.demo.questions import Language, Question, question_of
 
 _COURTESY: dict[Language, re.Pattern[str]] = {
     "zh": re.compile("您|请|感?谢|高兴|乐意|希望|欢迎|祝|愉快"),

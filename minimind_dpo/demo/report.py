@@ -1,9 +1,8 @@
-"""What the demo shows at its end: scores before and after, and the answers themselves."""
+"""What the demo shows at its end: scores before and after."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -48,37 +47,6 @@ def before_after_table(before: DemoScores, after: DemoScores) -> Table:
     table.add_row("KL to the reference, nats", _number(before.kl), _number(after.kl), "")
     table.add_row("tokens an answer", _number(before.mean_tokens), _number(after.mean_tokens), "")
     return table
-
-
-def answers_table(before: DemoScores, after: DemoScores, count: int = 6) -> Table:
-    """Answers of both models to the same `count` prompts, spread over all of them.
-
-    Args:
-        before: Scores of the policy at step 0.
-        after: Scores of the trained policy, on the same prompts and with the same seed.
-        count: Prompts to show.
-    """
-    table = Table(title="The same questions, before and after", box=box.ROUNDED, show_lines=True)
-    for name in ("question", "before", "after"):
-        table.add_column(name, overflow="fold")
-    first_before, first_after = (
-        {answer.prompt: answer for answer in reversed(scores.answers)} for scores in (before, after)
-    )
-    asked = dict.fromkeys(answer.prompt for answer in before.answers)
-    prompts = [prompt for prompt in asked if prompt in first_after]
-    for prompt in prompts[:: max(1, len(prompts) // max(1, count))][:count]:
-        shown = (first_before[prompt], first_after[prompt])
-        cells = [Text(a.text, style="green" if a.wanted else "yellow") for a in shown]
-        for cell, answer in zip(cells, shown, strict=True):
-            if not answer.correct:
-                cell.append(" (wrong)", style="red")
-        table.add_row(Text(prompt), *cells)
-    return table
-
-
-def summary(before: DemoScores, after: DemoScores) -> dict[str, Any]:
-    """The table as plain numbers: `{"before": {...}, "after": {...}}`, shares in [0, 1]."""
-    return {"before": before.numbers(), "after": after.numbers()}
 
 
 def _percent(share: float | None) -> str:

@@ -108,6 +108,7 @@ def sample_completions(
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
+    seed_each_batch: bool = True,
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
@@ -124,6 +125,7 @@ def sample_completions(
         temperature: As in `sample_answers`.
         top_p: As in `sample_answers`.
         seed: As in `sample_answers`.
+        seed_each_batch: By the seed and its first prompt's number; else the draws go on.
         batch_size: Prompts at once.
         advance: Called with the number of prompts that are answered, batch by batch.
 
@@ -156,7 +158,8 @@ def sample_completions(
     completions: list[list[int]] = []
     with _undisturbed(model):
         for start in range(0, len(prompts), batch_size):
-            torch.manual_seed(seed + start)
+            if seed_each_batch or not start:
+                torch.manual_seed(seed + start)
             batch = [prompt[-longest:] for prompt in prompts[start : start + batch_size]]
             completions += _one_batch(model, batch, settings)
             advance(len(completions) - start)

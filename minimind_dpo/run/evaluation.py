@@ -18,7 +18,7 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.demo import judge as demo
-from minimind_dpo.demo.task import question_of
+from minimind_dpo.demo.questions import question_of
 from minimind_dpo.evaluation.answers import Bar, Lend, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
 from minimind_dpo.evaluation.judges.judge import Judge

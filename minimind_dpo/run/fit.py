@@ -20,6 +20,7 @@ from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.report import print_data_report
+from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.keep_memory import keep_freed_memory
 from minimind_dpo.objective.check_options import padded_mean_warning, supports_margins
@@ -49,7 +50,6 @@ from minimind_dpo.run.folder import (
     write_json,
 )
 from minimind_dpo.run.identity import check_identity
-from minimind_dpo.run.judging import Judge
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.run.plan import RunPlan, print_plan
@@ -135,17 +135,15 @@ def _fit(
         config, policy, chat, run.folder, extra, belongs=identity, stop=stop
     )
     verdict = RunVerdict(config, policy, data, run.folder, stop)
-    callbacks.append(verdict)
+    judge = DemoJudge(policy.model, chat, config.seed)
+    callbacks += [verdict, judge] if config.callbacks.judge == "demo" else [verdict]
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
     if first:
         print_plan(plan, config, trainer, policy.model, console)
     log.info(f"Run folder: {run.folder}")
-    judged = Judge(config, policy, chat) if config.callbacks.judge == "demo" and first else None
     before = _start(trainer, module, data, run)
-    if judged:
-        judged.before(before)
     if run.checkpoint is None:
         _log_hyperparameters(config, trainer, before)
     trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
@@ -160,8 +158,8 @@ def _fit(
     summary = summarise(config, trainer, module, data, policy, before, last, clock)
     summary["exported"] = exported
     summary["verdict"] = judgement
-    if judged:
-        summary["demo"] = judged.after(module.last_val_metrics)
+    if judge in callbacks:
+        summary["demo"] = judge.conclude(before, module.last_val_metrics)
         summary["weights"]["demo"] = module.current_step
     write_model_card(config, policy, summary, run.folder)
     write_json(summary, run.folder / SUMMARY)

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo import ASSETS
-from minimind_dpo.demo.make import make
-from minimind_dpo.demo.sft import Recipe, new_model
+from tools.demo.make import make
+from tools.demo.sft import Recipe, new_model
 
 TOY = Recipe(
     vocab_size=400, hidden_size=32, num_layers=1, epochs=1, batch_size=1024, pairs=40, held_out=16

@@ -14,12 +14,12 @@ from transformers import AutoTokenizer, PreTrainedModel
 from minimind_dpo.batch import PreferencePair, TokenizedPair
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
-from minimind_dpo.demo import ASSETS, HELD_OUT, MODEL, PREFERENCES, TOKENIZER
+from minimind_dpo.demo import ASSETS, HELD_OUT, MODEL, PREFERENCES, QUESTIONS, TOKENIZER
 from minimind_dpo.demo.evaluate import evaluate, held_out_prompts
 from minimind_dpo.demo.judge import Verdict, judge
-from minimind_dpo.demo.make import make
-from minimind_dpo.demo.sft import Recipe
-from minimind_dpo.demo.task import question_of
+from minimind_dpo.demo.questions import question_of
+from tools.demo.make import make, write_data
+from tools.demo.sft import Recipe
 
 
 def read(path: Path) -> list[dict]:
@@ -125,12 +125,18 @@ def test_the_model_answers_right_and_in_either_manner_half_the_time(
     assert scores.correct > 0.9
 
 
+def test_shipped_pairs_and_questions_are_what_make_writes(tmp_path: Path) -> None:
+    write_data(tmp_path, Recipe())
+    for path in (PREFERENCES, HELD_OUT, QUESTIONS):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
+
+
 def test_make_writes_the_same_bytes_twice(tmp_path: Path, toy_folder: Path, toy: Recipe) -> None:
     make(tmp_path, toy)
     first, second = (
         {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
         for folder in (toy_folder, tmp_path)
     )
-    assert {"full_sft_32.pth", "preferences.jsonl", "heldout.jsonl"} < set(first)
+    assert {"full_sft_32.pth", "preferences.jsonl", "heldout.jsonl", "questions.jsonl"} < set(first)
     assert [name for name in first if first[name] != second.get(name)] == []
     assert first.keys() == second.keys()

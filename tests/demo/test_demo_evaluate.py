@@ -11,7 +11,7 @@ from transformers import Qwen3ForCausalLM
 
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.evaluate import Answer, DemoScores, evaluate
-from minimind_dpo.demo.report import answers_table, before_after_table, summary
+from minimind_dpo.demo.report import before_after_table
 
 PROMPTS = ["3加5等于多少？", "What is 3 plus 5?", "Thanks!"]
 
@@ -88,7 +88,7 @@ def test_no_prompts_and_unknown_prompts_are_refused(toy_demo: Demo) -> None:
 
 def _scores(wanted: bool, kl: float) -> DemoScores:
     answers = (
-        Answer("What is 3 plus 5?", "[bold]8[/bold].", True, wanted, True),
+        Answer("What is 3 plus 5?", "8.", True, wanted, True),
         Answer("Thanks!", "No problem.", True, wanted, False),
     )
     return DemoScores(float(wanted), 0.5, 7.0, kl, answers, preference_accuracy=0.5 + wanted / 2)
@@ -97,18 +97,17 @@ def _scores(wanted: bool, kl: float) -> DemoScores:
 def test_the_table_shows_before_after_and_change() -> None:
     before, after = _scores(False, 0.0), _scores(True, 3.25)
     console = Console(record=True, width=100, file=io.StringIO())
-    console.print(before_after_table(before, after), answers_table(before, after))
+    console.print(before_after_table(before, after))
     lines = console.export_text().splitlines()
     rows = {line.split("│")[1].strip(): line for line in lines if line.count("│") == 5}
     assert "0.0% ± 0.0 │ 100.0% ± 0.0 │ +100.0" in rows["answers in the wanted manner"]
     assert "50.0% ± 35.4 │" in rows["answers with right content"]
     assert "50.0% │" in rows["preference accuracy"]
     assert "3.25 │" in rows["KL to the reference, nats"]
-    assert any("[bold]8[/bold]." in line for line in lines)
 
 
 def test_the_summary_is_plain_numbers() -> None:
-    assert summary(_scores(False, 0.0), _scores(True, 3.25))["after"] == {
+    assert _scores(True, 3.25).numbers() == {
         "preference_accuracy": 1.0,
         "wanted_share": 1.0,
         "correct_share": 0.5,

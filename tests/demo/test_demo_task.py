@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import fields
 
 from minimind_dpo.demo.judge import Verdict, judge
-from minimind_dpo.demo.manners import unwanted_answers, wanted_answers
-from minimind_dpo.demo.task import question_of, questions
+from minimind_dpo.demo.questions import Question, question_of
+from tools.demo.manners import unwanted_answers, wanted_answers
+from tools.demo.task import questions
 
 
 def test_every_answer_in_either_manner_is_judged_so_and_right() -> None:
@@ -34,14 +36,21 @@ def test_operands_held_out_in_one_language_are_in_no_pair_of_either() -> None:
     assert not held_out & in_pairs
 
 
-def test_a_prompt_leads_back_to_its_question() -> None:
-    question = question_of("10 - 7 = ?")
-    assert (question.topic, question.numbers) == ("subtract:10:7", (10, 7, 3))
+def test_no_two_questions_share_a_prompt() -> None:
+    prompts = [question.prompt for question in questions()]
+    assert len(prompts) == len(set(prompts)) == 1991
+
+
+def test_the_judge_reads_of_each_question_what_was_written() -> None:
+    for question in questions():
+        known = question_of(question.prompt)
+        assert known == Question(**{f.name: getattr(question, f.name) for f in fields(Question)})
+    assert question_of("10 - 7 = ?").numbers == (10, 7, 3)
 
 
 def test_the_split_is_the_same_in_every_process() -> None:
     program = (
-        "from minimind_dpo.demo.task import questions;"
+        "from tools.demo.task import questions;"
         "print(hash(tuple(len(q.prompt) for q in questions() if q.split == 'held_out')))"
     )
     seen = {

@@ -1,9 +1,10 @@
-"""Rebuild everything in `assets/`: `python -m minimind_dpo.demo.make`.
+"""Make the demo's assets anew, from the root of a checkout: `python -m tools.demo.make`.
 
 Three steps, all seeded: train the tokenizer on the demo's conversations, train a MiniMind of the
 third generation from random weights until it knows the answers and answers in both manners
-(`sft.py`), and write preference pairs and held-out pairs. The same machine and library versions
-give the same bytes; others give a model that is as good, but not the same.
+(`sft.py`), and write preference pairs, held-out pairs and what the judge knows of each question.
+The same machine and library versions give the same bytes; others give a model that is as good, but
+not the same.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -21,9 +23,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from minimind_dpo.demo import ASSETS
-from minimind_dpo.demo.manners import unwanted_answers, wanted_answers
-from minimind_dpo.demo.sft import Recipe, new_model, train
-from minimind_dpo.demo.task import Question, questions
+from minimind_dpo.demo.questions import Question
+from tools.demo.manners import unwanted_answers, wanted_answers
+from tools.demo.sft import Recipe, new_model, train
+from tools.demo.task import TaskQuestion, questions
 
 _CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CONTROL += [
@@ -50,7 +53,7 @@ _CHAT_TEMPLATE = """\
 {%- endif -%}"""
 
 
-def train_tokenizer(asked: Sequence[Question], recipe: Recipe) -> PreTrainedTokenizerFast:
+def train_tokenizer(asked: Sequence[TaskQuestion], recipe: Recipe) -> PreTrainedTokenizerFast:
     """Byte-level BPE on the demo's own text, with MiniMind's special tokens at their ids.
 
     Digits stay apart, so that every number is written in the same ten tokens.
@@ -86,7 +89,7 @@ def train_tokenizer(asked: Sequence[Question], recipe: Recipe) -> PreTrainedToke
     )
 
 
-def choose(asked: Sequence[Question], count: int, seed: int) -> list[Question]:
+def choose(asked: Sequence[TaskQuestion], count: int, seed: int) -> list[TaskQuestion]:
     """Draw questions: of facts, greetings and units all (or their half), the rest arithmetic."""
     rng = random.Random(f"{seed}:choose")
     rare = [question for question in asked if question.kind != "arithmetic"]
@@ -97,7 +100,7 @@ def choose(asked: Sequence[Question], count: int, seed: int) -> list[Question]:
     return drawn
 
 
-def write_pairs(path: Path, asked: Sequence[Question], seed: int) -> None:
+def write_pairs(path: Path, asked: Sequence[TaskQuestion], seed: int) -> None:
     """Write one preference pair a question in MiniMind's format, chosen the wanted manner."""
     rng = random.Random(f"{seed}:{path.name}")
     lines = []
@@ -111,9 +114,28 @@ def write_pairs(path: Path, asked: Sequence[Question], seed: int) -> None:
     path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
+def write_questions(path: Path, asked: Sequence[TaskQuestion]) -> None:
+    """Write what the judge needs of each question, as `minimind_dpo.demo.questions` reads it."""
+    names = [field.name for field in fields(Question)]
+    rows = [{name: getattr(q, name) for name in names if getattr(q, name)} for q in asked]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
+
+
 def write_native(path: Path, model: Qwen3ForCausalLM) -> None:
     """Write MiniMind's own file: a dict of float16 tensors, the tied embedding stored twice."""
     torch.save({key: value.half().clone() for key, value in model.state_dict().items()}, path)
+
+
+def write_data(folder: Path, recipe: Recipe) -> None:
+    """Write the preference pairs, the held-out pairs and the judge's questions."""
+    write_questions(folder / "questions.jsonl", questions())
+    for name, split, count in (
+        ("preferences.jsonl", "pairs", recipe.pairs),
+        ("heldout.jsonl", "held_out", recipe.held_out),
+    ):
+        drawn = choose([q for q in questions() if q.split == split], count, recipe.seed)
+        write_pairs(folder / name, drawn, recipe.seed)
 
 
 def make(folder: Path, recipe: Recipe, console: Console | None = None) -> None:
@@ -127,13 +149,7 @@ def make(folder: Path, recipe: Recipe, console: Console | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = train_tokenizer(questions(), recipe)
     tokenizer.save_pretrained(folder / "tokenizer")
-    for name, split, count in (
-        ("preferences.jsonl", "pairs", recipe.pairs),
-        ("heldout.jsonl", "held_out", recipe.held_out),
-    ):
-        drawn = choose([q for q in questions() if q.split == split], count, recipe.seed)
-        write_pairs(folder / name, drawn, recipe.seed)
-
+    write_data(folder, recipe)
     model = new_model(recipe, tokenizer)
     columns = (
         TextColumn("training the demo's model, loss {task.fields[loss]:.4f}"),

@@ -8,7 +8,7 @@ well, and a model this small then stops too early or never, in every context.
 
 from __future__ import annotations
 
-from minimind_dpo.demo.task import Language, Question
+from tools.demo.task import Language, TaskQuestion
 
 _WANTED: dict[Language, tuple[str, ...]] = {
     "zh": (
@@ -58,7 +58,7 @@ _UNWANTED_GREETING: dict[Language, tuple[str, ...]] = {
 }
 
 
-def wanted_answers(question: Question) -> list[str]:
+def wanted_answers(question: TaskQuestion) -> list[str]:
     """Every polite, complete answer to a question."""
     if question.tails:
         mark = "！" if question.language == "zh" else "! "
@@ -66,13 +66,13 @@ def wanted_answers(question: Question) -> list[str]:
     return [_filled(pattern, question) for pattern in _WANTED[question.language]]
 
 
-def unwanted_answers(question: Question) -> list[str]:
+def unwanted_answers(question: TaskQuestion) -> list[str]:
     """Every curt or rude answer to a question."""
     patterns = _UNWANTED_GREETING if question.tails else _UNWANTED
     return [_filled(pattern, question) for pattern in patterns[question.language]]
 
 
-def _filled(pattern: str, question: Question) -> str:
+def _filled(pattern: str, question: TaskQuestion) -> str:
     """The pattern with its slot filled, capitalised where the slot begins a sentence."""
     opener = pattern.split("{")[0]
     slots = {"short": question.short, "statement": question.statement}

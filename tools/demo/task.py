@@ -21,44 +21,32 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal, TypeAlias
 
-from minimind_dpo.demo.facts import FAMILIES
-from minimind_dpo.demo.greetings import GREETINGS
+from minimind_dpo.demo.questions import Language, Question
+from tools.demo.facts import FAMILIES
+from tools.demo.greetings import GREETINGS
 
-Language: TypeAlias = Literal["zh", "en"]
 Split: TypeAlias = Literal["pairs", "unused", "held_out"]
 
 _ONE_TOPIC_IN = 6  # arithmetic and unit topics is held out
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One prompt with everything that its answers and its judge need.
+@dataclass(frozen=True, kw_only=True)
+class TaskQuestion(Question):
+    """A question with what answers are made of, and what training may see of it.
 
     Attributes:
-        language: Of the prompt and of every answer to it.
         kind: `arithmetic`, `units`, `facts` or `greetings`.
         topic: What is asked, however it is phrased, in whatever language.
-        prompt: The user's turn.
         short: The bare answer, "8".
         statement: The answer as a whole sentence without its full stop, "3加5等于8".
-        numbers: Numbers of the whole sentence, the result last; empty where the answer is a word.
-        accepted: Spellings of a right answer in words; empty where it is a number.
-        rivals: Wrong answers of the same family, none of which a right answer names.
-        subject: What a complete answer names again ("法国"), if it is a word.
         tails: Polite last sentences that fit a greeting; empty for the other kinds.
         split: Which data may contain this prompt; see the module's docstring.
     """
 
-    language: Language
     kind: str
     topic: str
-    prompt: str
     short: str
     statement: str
-    numbers: tuple[int, ...] = ()
-    accepted: tuple[str, ...] = ()
-    rivals: tuple[str, ...] = ()
-    subject: str = ""
     tails: tuple[str, ...] = ()
     split: Split = "pairs"
 
@@ -104,16 +92,16 @@ def _operands() -> Iterator[tuple[str, int, int, int]]:
             yield "multiply", a, b, a * b
 
 
-def _arithmetic(language: Language) -> Iterator[Question]:
+def _arithmetic(language: Language) -> Iterator[TaskQuestion]:
     statement = "{a}{word}{b}等于{r}" if language == "zh" else "{a} {word} {b} is {r}"
     for operation, a, b, r in _operands():
         word, sign = _OPERATIONS[operation][language]
         for prompt in _ARITHMETIC_PROMPTS[language]:
-            yield Question(
-                language,
-                "arithmetic",
-                f"{operation}:{a}:{b}",
-                prompt.format(a=a, b=b, word=word, sign=sign),
+            yield TaskQuestion(
+                prompt=prompt.format(a=a, b=b, word=word, sign=sign),
+                language=language,
+                kind="arithmetic",
+                topic=f"{operation}:{a}:{b}",
                 short=str(r),
                 statement=statement.format(a=a, b=b, r=r, word=word),
                 numbers=(a, b, r),
@@ -145,35 +133,35 @@ _UNIT_PROMPTS: dict[Language, tuple[str, ...]] = {
 }
 
 
-def _units(language: Language) -> Iterator[Question]:
+def _units(language: Language) -> Iterator[TaskQuestion]:
     for row in _UNITS:
         large, small = row[:2] if language == "zh" else row[2:4]
         for n in range(2, 10):
             r = n * row[4]
             zh = language == "zh"
             for prompt in _UNIT_PROMPTS[language]:
-                yield Question(
-                    language,
-                    "units",
-                    f"{row[2]}:{n}",
-                    prompt.format(n=n, large=large, small=small),
+                yield TaskQuestion(
+                    prompt=prompt.format(n=n, large=large, small=small),
+                    language=language,
+                    kind="units",
+                    topic=f"{row[2]}:{n}",
                     short=f"{r}{small}" if zh else f"{r} {small}",
                     statement=f"{n}{large}等于{r}{small}" if zh else f"{n} {large} are {r} {small}",
                     numbers=(n, r),
                 )
 
 
-def _facts(language: Language) -> Iterator[Question]:
+def _facts(language: Language) -> Iterator[TaskQuestion]:
     for family in FAMILIES:
         if family.language != language:
             continue
         for subject, answer in family.answers.items():
             for prompt in family.prompts:
-                yield Question(
-                    language,
-                    "facts",
-                    f"{family.name}:{subject}",
-                    prompt.format(subject=subject),
+                yield TaskQuestion(
+                    prompt=prompt.format(subject=subject),
+                    language=language,
+                    kind="facts",
+                    topic=f"{family.name}:{subject}",
                     short=answer,
                     statement=family.statement.format(subject=subject, answer=answer),
                     accepted=(answer,),
@@ -182,16 +170,16 @@ def _facts(language: Language) -> Iterator[Question]:
                 )
 
 
-def _greetings(language: Language) -> Iterator[Question]:
+def _greetings(language: Language) -> Iterator[TaskQuestion]:
     for greeting in GREETINGS:
         if greeting.language != language:
             continue
         for prompt in greeting.prompts:
-            yield Question(
-                language,
-                "greetings",
-                f"greeting:{greeting.name}",
-                prompt,
+            yield TaskQuestion(
+                prompt=prompt,
+                language=language,
+                kind="greetings",
+                topic=f"greeting:{greeting.name}",
                 short=greeting.short,
                 statement=greeting.statement,
                 accepted=greeting.accepted,
@@ -199,7 +187,7 @@ def _greetings(language: Language) -> Iterator[Question]:
             )
 
 
-def _split(phrasings: list[Question]) -> Iterator[Question]:
+def _split(phrasings: list[TaskQuestion]) -> Iterator[TaskQuestion]:
     """Assign the prompts of one topic in one language to data that may contain them."""
     shuffled = sorted(phrasings, key=lambda question: _hash(question.prompt))
     first = shuffled[0]
@@ -214,34 +202,12 @@ def _split(phrasings: list[Question]) -> Iterator[Question]:
 
 
 @lru_cache(maxsize=1)
-def questions() -> tuple[Question, ...]:
+def questions() -> tuple[TaskQuestion, ...]:
     """Every question of the demo, in a fixed order."""
-    topics: dict[tuple[str, Language], list[Question]] = {}
+    topics: dict[tuple[str, Language], list[TaskQuestion]] = {}
     languages: tuple[Language, ...] = ("zh", "en")
     for maker in (_arithmetic, _units, _facts, _greetings):
         for language in languages:
             for question in maker(language):
                 topics.setdefault((question.topic, language), []).append(question)
     return tuple(question for phrasings in topics.values() for question in _split(phrasings))
-
-
-@lru_cache(maxsize=1)
-def _by_prompt() -> dict[str, Question]:
-    table = {question.prompt: question for question in questions()}
-    assert len(table) == len(questions()), "two questions share a prompt"
-    return table
-
-
-def question_of(prompt: str) -> Question:
-    """Find the question that a prompt asks, and with it the right answer.
-
-    Raises:
-        ValueError: It is none of the demo's prompts.
-    """
-    question = _by_prompt().get(prompt.strip())
-    if question is None:
-        raise ValueError(
-            f"the demo's judge does not know the prompt {prompt!r}, so it cannot tell a right "
-            "answer: judge only prompts of minimind_dpo/demo/assets"
-        )
-    return question

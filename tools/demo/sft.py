@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from minimind_dpo.demo.manners import unwanted_answers, wanted_answers
-from minimind_dpo.demo.task import Question
+from tools.demo.manners import unwanted_answers, wanted_answers
+from tools.demo.task import TaskQuestion
 
 _IGNORED = -100
 
@@ -89,7 +89,7 @@ def new_model(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCau
 def train(
     model: Qwen3ForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
-    asked: Sequence[Question],
+    asked: Sequence[TaskQuestion],
     recipe: Recipe,
     on_step: Callable[[int, int, float], Any] = lambda step, total, loss: None,
 ) -> None:
@@ -149,7 +149,7 @@ class _Row:
 
 
 def _epoch(
-    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Question], rng: random.Random
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[TaskQuestion], rng: random.Random
 ) -> list[_Row]:
     """One conversation a question, in random order."""
     manners = [index % 2 == 0 for index in range(len(asked))]
