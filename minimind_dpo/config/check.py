@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.data.options import data_problems
@@ -30,6 +31,8 @@ from minimind_dpo.training.options import (
     trainer_problems,
 )
 
+COMPILERS: Final = ("g++", "clang++", "c++", "cl")
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -39,21 +42,25 @@ class Machine:
         cuda: CUDA devices.
         mps: Whether there is Apple's.
         onednn: Whether this build of torch has the library oneDNN.
+        bfloat16: Whether the CUDA devices compute in it by themselves.
     """
 
     cuda: int
     mps: bool
     onednn: bool = True
+    bfloat16: bool = True
 
     @classmethod
     def detect(cls) -> Machine:
         """Ask torch."""
         import torch
 
+        count = torch.cuda.device_count()
         return cls(
-            cuda=torch.cuda.device_count(),
+            cuda=count,
             mps=torch.backends.mps.is_available(),
             onednn=torch.backends.mkldnn.is_available(),
+            bfloat16=not count or torch.cuda.is_bf16_supported(including_emulation=False),
         )
 
 
@@ -175,16 +182,22 @@ def machine_problems(config: Config, machine: Machine, world_size: int | None) -
     if trainer.precision == "16-mixed" and kind == "cpu":
         why = "needs a GPU: on a CPU there is no gradient scaler for float16"
         yield Problem("trainer.precision", why, "Use bf16-mixed or 32-true.", "16-mixed")
+    if trainer.precision == "bf16-mixed" and kind in ("gpu", "cuda") and not machine.bfloat16:
+        why = "is emulated on this card, many times slower than float32"
+        yield Problem("trainer.precision", why, "Use 16-mixed.", "bf16-mixed")
     if config.optim.fused is True and trainer.precision == "16-mixed":
         why = "does not go with trainer.precision=16-mixed, whose scaler has to see the gradients"
         yield Problem("optim.fused", why, "Leave it at auto, or use bf16-mixed.", True)
     if library == "onednn" and not machine.onednn:
         why = "is not in this build of torch"
         yield Problem("model.matmul_library", why, "Use auto or torch.", library)
-    compilers = ("g++", "clang++", "c++", "cl")
-    if config.model.compile and kind == "cpu" and not any(map(shutil.which, compilers)):
+    asked = config.model.compile is True
+    if asked and kind == "cpu" and not any(map(shutil.which, COMPILERS)):
         why = "needs a C++ compiler on a CPU, and none of g++, clang++ and cl is on the path"
         yield Problem("model.compile", why, "Install one, or set model.compile=false.", True)
+    if asked and config.model.gradient_checkpointing:
+        why = "does nothing with model.gradient_checkpointing, inside which torch compiles nothing"
+        yield Problem("model.compile", why, "Leave out one of the two.", True)
 
 
 def _device_problems(

@@ -8,6 +8,9 @@ of sequences of changing length, stays outside.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -20,8 +23,12 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
 
 
-def compile_layers(model: PreTrainedModel) -> int:
+def compile_layers(model: PreTrainedModel, cache: Path | None = None) -> int:
     """Compile a model's decoder layers in place; the first batch waits for the compiler.
+
+    Args:
+        model: Its attention is set already.
+        cache: Where compiled code is kept for later runs, unless the environment names a place.
 
     Returns:
         How many layers.
@@ -33,8 +40,10 @@ def compile_layers(model: PreTrainedModel) -> int:
     if not layers:
         raise CheckpointError(
             f"model.compile=true: {type(model).__name__} has no decoder layers that could be "
-            "compiled one by one. Leave it false for this model"
+            "compiled one by one. Set model.compile=false for this model"
         )
+    if cache is not None:
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
     for layer in layers:
         layer.compile(dynamic=True)
     return len(layers)

@@ -17,6 +17,7 @@ from minimind_dpo.models.locate import (
     WEIGHT_SUFFIXES,
 )
 from minimind_dpo.options.limits import (
+    AUTO_OR_SWITCH,
     MISSING,
     NOT_NEGATIVE,
     POSITIVE,
@@ -62,7 +63,7 @@ class ModelOptions:
     ] = "float32"
     dropout: Annotated[float, SHARE] = 0.0
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: Annotated[Any, AUTO_OR_SWITCH] = "auto"
     matmul_precision: Annotated[str, Choices("highest", "high", "medium")] = "highest"
     matmul_library: Annotated[str, Choices(*LIBRARIES)] = "auto"
     trust_remote_code: bool = False

@@ -128,6 +128,13 @@ COUNT: Final = Range(1)
 NOT_NEGATIVE: Final = Range(0)
 POSITIVE: Final = Range(0, open_low=True)
 SHARE: Final = Range(0, 1, open_high=True)
+
+
+def _is_auto_or_switch(value: Any) -> bool:
+    return value == "auto" or isinstance(value, bool)
+
+
+AUTO_OR_SWITCH: Final = Form(_is_auto_or_switch, "auto, true or false")
 SWITCH: Final = Form(lambda value: isinstance(value, bool), "true or false")
 
 

@@ -127,7 +127,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable()
     if config.model.compile:
-        compile_layers(model)
+        compile_layers(model, Path(config.data.cache_dir).expanduser() / "compiled")
     return loaded
 
 
@@ -150,6 +150,8 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         adapters=config.model.adapters if reference.path is None else None,
     )
     use_chosen_library(loaded.model)
+    if config.model.compile:  # as the policy: in half precision compiled layers round otherwise
+        compile_layers(loaded.model, Path(config.data.cache_dir).expanduser() / "compiled")
     if reference.mode == "online":
         return OnlineReference(loaded.model)
     return PrecomputedReference(

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
+from minimind_dpo.config.settle import settle
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.report import print_data_report
 from minimind_dpo.demo.callback import DemoJudge
@@ -114,6 +115,7 @@ def _fit(
     config: Config, stop: StopRequest, ranks: RankGuard, lock: FolderLock, clock: Clock
 ) -> dict[str, Any]:
     first = launch.rank() == 0
+    config = settle(config)
     _prepare_process(config)
     extra = build_extra("callbacks.extra", config.callbacks.extra, Callback)
     extra_loggers = build_extra("logger.extra", config.logger.extra, Logger)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
 from minimind_dpo.options.limits import (
+    AUTO_OR_SWITCH,
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,
@@ -100,10 +101,6 @@ def _are_betas(value: Any) -> bool:
     return len(value) == 2 and all(beta in SHARE for beta in value)
 
 
-def _is_auto_or_switch(value: Any) -> bool:
-    return value == "auto" or isinstance(value, bool)
-
-
 def _is_warn_or_switch(value: Any) -> bool:
     return value == "warn" or isinstance(value, bool)
 
@@ -155,7 +152,7 @@ class OptimizerOptions:
     eps: Annotated[float, POSITIVE] = 1e-8
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
     decay_all: bool = False
-    fused: Annotated[Any, Form(_is_auto_or_switch, "auto, true or false")] = "auto"
+    fused: Annotated[Any, AUTO_OR_SWITCH] = "auto"
 
 
 @dataclass
@@ -197,7 +194,7 @@ class TrainerOptions:
     ] = 1
     num_nodes: Annotated[int, COUNT] = 1
     precision: Annotated[
-        Any, Choices("32-true", "bf16-mixed", "16-mixed", "64-true", refused=_HALF_WEIGHTS)
+        Any, Choices("auto", "32-true", "bf16-mixed", "16-mixed", "64-true", refused=_HALF_WEIGHTS)
     ] = "32-true"
     fast_dev_run: Annotated[
         Any,
