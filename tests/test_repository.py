@@ -181,7 +181,7 @@ def test_commands_of_the_documents_are_valid(
 def test_keys_that_are_named_exist(name: str) -> None:
     keys = set(schema_keys())
     groups = {key.split(".")[0] for key in keys}
-    free = ("model.config.", "logger.options.")
+    free = ("model.config.", "logger.options.", "data.template_options.")
     named = [span.split("=")[0] for span in code_spans(read(name))]
     dotted = [key for key in named if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key)]
     ours = [key for key in dotted if key.split(".")[0] in groups and not key.endswith(".py")]
