@@ -47,17 +47,19 @@ class TokenLayout:
     def of(cls, batch: PreferenceBatch) -> TokenLayout:
         """Layout of a batch, by its plan or its mask."""
         if batch.plan is not None:
-            return cls.planned(batch.plan.key_index, batch.plan.key_lengths)
+            return cls.planned(batch.plan.key_index, batch.plan.key_offsets)
         if batch.attention_mask is not None:
             return cls.rectangle(batch.attention_mask)
         raise ValueError("a batch has either a plan or an attention mask; this one has neither")
 
     @classmethod
-    def planned(cls, key_index: Tensor, key_lengths: Sequence[int]) -> TokenLayout:
-        """From the keys (sum of lengths,) of an attention plan, sequence by sequence."""
-        lengths = torch.tensor(key_lengths, device=key_index.device)
-        owner = torch.arange(len(key_lengths), device=key_index.device)
-        return cls(key_index, owner.repeat_interleave(lengths), len(key_lengths))
+    def planned(cls, key_index: Tensor, key_offsets: Tensor) -> TokenLayout:
+        """From the keys (sum of lengths,) of a plan, and where each sequence's start, (S + 1,)."""
+        sequences = len(key_offsets) - 1
+        owner = torch.arange(sequences, device=key_index.device)
+        # With a size that is known beforehand the host need not ask the device for it.
+        owner = owner.repeat_interleave(key_offsets.diff(), output_size=len(key_index))
+        return cls(key_index, owner, sequences)
 
     @classmethod
     def rectangle(cls, attention_mask: Tensor) -> TokenLayout:

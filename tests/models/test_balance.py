@@ -92,14 +92,14 @@ def test_rules_by_hand_on_two_tokens() -> None:
 def test_padding_does_not_count(rule: str) -> None:
     torch.manual_seed(0)
     tokens = [torch.randn(3, 4), torch.randn(5, 4)]
-    packed = TokenLayout.planned(torch.arange(8), (3, 5))
+    packed = TokenLayout.planned(torch.arange(8), torch.tensor([0, 3, 8]))
     expected = router_aux_loss([torch.cat(tokens)], packed, rule=rule, top_k=2)
     rectangle = torch.full((2, 6, 4), 9.0)
     rectangle[0, :3], rectangle[1, 1:] = tokens[0], tokens[1]
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 1]])
     got = router_aux_loss([rectangle.view(12, 4)], TokenLayout.rectangle(mask), rule=rule, top_k=2)
     assert got.item() == pytest.approx(expected.item(), rel=1e-6)
-    with_empty_row = TokenLayout.planned(torch.arange(8), (3, 5, 0))
+    with_empty_row = TokenLayout.planned(torch.arange(8), torch.tensor([0, 3, 8, 8]))
     got = router_aux_loss([torch.cat(tokens)], with_empty_row, rule=rule, top_k=2)
     assert got.item() == pytest.approx(expected.item(), rel=1e-6)
 
