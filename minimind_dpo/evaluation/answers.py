@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 Lend: TypeAlias = "Callable[[], AbstractContextManager[PreTrainedModel]]"
 """Gives a model for a while. A reference may be the policy with its adapters off."""
 
-Bar: TypeAlias = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Makes a progress bar of a title and a total; inside, a function that advances it."""
+Bar: TypeAlias = Callable[[str, int, str], AbstractContextManager[Callable[[int], None]]]
+"""Makes a progress bar of a title, a total and its noun; inside, a function that advances it."""
 
 
 @dataclass(frozen=True, slots=True)

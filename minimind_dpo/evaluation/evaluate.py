@@ -138,7 +138,7 @@ class Evaluation:
 
     def _answers(self, lend: Lend, title: str) -> list[Answer]:
         options, prompts = self.options, self.task.prompts
-        with self.bar(title, len(prompts)) as advance, lend() as model:
+        with self.bar(title, len(prompts), "prompts") as advance, lend() as model:
             return draw_answers(
                 model,
                 [prompt.ids.tolist() for prompt in prompts],
@@ -188,7 +188,7 @@ class Evaluation:
         task = self.task
         if not task.pairs:
             return None
-        with self.bar("Held-out pairs", len(task.pairs)) as advance, policy() as model:
+        with self.bar("Held-out pairs", len(task.pairs), "pairs") as advance, policy() as model:
             ours = log_likelihoods(model, task.pairs, task.collate, task.batch_tokens, advance)
         return measure_pairs(task.pairs, ours, self._reference_pairs, task.decode)
 

@@ -89,7 +89,7 @@ def _pair_rows(verdict: Verdict) -> Iterator[Row]:
 
 
 def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.2f} [{estimate.low:.2f}, {estimate.high:.2f}]"
+    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
 
 
 def _both(change: Change, form: str) -> tuple[str, str]:

@@ -163,6 +163,9 @@ def _costs(verdict: Verdict) -> Iterator[str]:
     change = round(100 * (costs.length.change.value - 1))
     longer = f"{abs(change)}% {'longer' if change > 0 else 'shorter'}"
     yield f"answers {longer if change else 'as long'}"
+    if costs.ended.policy < 0.5:
+        limit = verdict.settings["max_new_tokens"]
+        yield f"{1 - costs.ended.policy:.0%} of them cut at {limit} tokens"
     if facts is not None:
         yield f"{facts.lost} of {facts.known} facts lost"
     if costs.perplexity is not None:

@@ -47,7 +47,7 @@ pipeline_tag: text-generation
 
 ## Numbers
 
-{numbers}
+{verdict}{numbers}
 
 ## Loading
 
@@ -81,6 +81,7 @@ def model_card(config: Config, policy: LoadedModel, summary: Mapping[str, Any]) 
         steps=summary["steps"],
         seen=summary["pairs_seen"],
         settings=_settings(config),
+        verdict=_verdict(summary),
         numbers=_numbers(summary),
         loading="\n\n".join(_ways_to_load(policy, [Path(name) for name in summary["exported"]])),
     )
@@ -97,6 +98,15 @@ def _settings(config: Config) -> str:
     shown = {k: ", ".join(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
     rows = [f"| `{key}` | {value} |" for key, value in shown.items()]
     return "\n".join(["| Setting | Value |", "|---|---|", *rows])
+
+
+def _verdict(summary: Mapping[str, Any]) -> str:
+    """The verdict's sentence and its alarms, a paragraph each; nothing without a verdict."""
+    verdict = summary.get("verdict")
+    if not verdict:
+        return ""
+    against = f"Against the reference, {verdict['sentence']}."
+    return "".join(f"{paragraph}\n\n" for paragraph in (against, *verdict["alarms"]))
 
 
 def _numbers(summary: Mapping[str, Any]) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +20,14 @@ from rich.console import Console
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.evaluation import progress
+from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.evaluation.table import table
 from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.evaluation import build_evaluation, lending
 from minimind_dpo.run.folder import write_json
+from minimind_dpo.training.shown_progress import progress
 from minimind_dpo.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -147,10 +147,9 @@ class RunVerdict(Callback):
         return point
 
     @contextmanager
-    def _bar(self, title: str, total: int) -> Iterator[Callable[[int], None]]:
+    def _bar(self, title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:
         """A progress bar, whose every step is a chance to give up where a stop is waiting."""
-        make = progress.silent if self.config.callbacks.progress == "none" else progress.shown
-        with make(title, total) as advance:
+        with progress(title, total, noun) as advance:
 
             def advance_or_stop(count: int) -> None:
                 if self.stop.signum:
@@ -161,10 +160,7 @@ class RunVerdict(Callback):
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _duration(seconds: float) -> str:

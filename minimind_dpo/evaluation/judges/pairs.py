@@ -82,7 +82,7 @@ class PairsJudge:
             return Trust(words, unable=f"{found} training pairs are too few to fit it on")
         if not pairs:
             return Trust(words, unable="there is no held-out pair to test it on")
-        with self.ground.bar("Testing the judge", len(pairs)) as advance:
+        with self.ground.bar("Testing the judge", len(pairs), "pairs") as advance:
             score = self._model.prefer(*self._differences(pairs, advance))
         return Trust(words, share_interval((1.0 + np.sign(score)) / 2.0))
 
@@ -105,7 +105,7 @@ class PairsJudge:
         pairs = self.ground.fit_pairs
         if len(pairs) < FEWEST_PAIRS:
             return None
-        with self.ground.bar("Fitting the judge", len(pairs)) as advance:
+        with self.ground.bar("Fitting the judge", len(pairs), "pairs") as advance:
             difference, length = self._differences(pairs, advance)
         return fit(difference, length, prompt_groups(pairs))
 
