@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from minimind_dpo import launch
+from minimind_dpo import launch, os_errors
 from minimind_dpo.config.command_line import CommandLine, completed, quoted, read_command_line
 from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
@@ -32,6 +32,12 @@ def main() -> None:
         _run(sys.argv[1:])
     except ConfigError as error:
         print(f"Error: {error}", file=sys.stderr)
+        sys.exit(WRONG_INPUT)
+    except OSError as error:
+        told = os_errors.explain(error)
+        if told is None:
+            raise
+        print(f"Error: {told}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:
         # Before the run's own handlers are in place: there is nothing to save yet.

@@ -130,6 +130,44 @@ def test_a_finished_run_that_is_resumed_says_so_and_writes_nothing(finished: Pat
     assert "has finished: 3 steps" in result.stdout
     assert "raise trainer.max_steps=3;" in result.stdout
     assert contents(finished) == before
+    # Its own config.yaml says what it is.
+    result = run(finished.parent, f"resume={finished}")
+    assert result.returncode == 0, result.stderr
+    assert f"Settings: {finished / 'config.yaml'}\n" in result.stdout
+    assert "has finished: 3 steps" in result.stdout
+    assert contents(finished) == before
+
+
+def test_a_broken_summary_and_a_note_among_the_samples_block_no_resume(
+    finished: Path, tmp_path: Path
+) -> None:
+    more = tmp_path / "more"
+    shutil.copytree(finished, more)
+    (more / "summary.json").write_bytes(b"\0" * 100)
+    samples = (more / "samples.md").read_text()
+    (more / "samples.md").write_text("# My notes\n\n" + samples)
+    result = run(tmp_path, "resume=more", "trainer.max_steps=4")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((more / "summary.json").read_text())["steps"] == 4
+    assert (more / "samples.md").read_text().startswith("# My notes\n\n## Step 0\n")
+
+
+def test_a_run_that_diverged_fails_and_leaves_its_numbers(tmp_path: Path) -> None:
+    diverging = ("optim.lr=1e38", "schedule.warmup_ratio=0", "trainer.gradient_clip_val=null")
+    quiet = ("callbacks.samples.enabled=false", "evaluate.prompts=0")
+    result = run(tmp_path, "experiment=demo", *SMALL, *diverging, *quiet, "run_dir=run")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "hold NaN or infinite numbers" in result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["exported"], summary["bad_steps"]) == (None, 2)
+    # A failure of another kind keeps its traceback, below the state of the run.
+    result = run(tmp_path, "experiment=demo", *SMALL, *diverging, "run_dir=other")
+    assert result.returncode == 1
+    told = result.stderr[result.stderr.index("Error: ") :]
+    assert "is saved (step-" in told.splitlines()[0]
+    assert told.splitlines()[0].endswith("Continue it: resume=auto run_dir=other")
+    assert told.splitlines()[1] == "Traceback (most recent call last):"
 
 
 def test_a_finished_run_goes_on_where_its_bound_is_raised(finished: Path, tmp_path: Path) -> None:

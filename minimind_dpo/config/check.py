@@ -32,6 +32,10 @@ from minimind_dpo.training.options import (
 )
 
 COMPILERS: Final = ("g++", "clang++", "c++", "cl")
+_PART_BYTES: Final = 255
+"""Longest name of a file or folder on most file systems."""
+_NAME_BYTES: Final = 200
+"""Longest name of a run, which has a date or a job's number before it in its folder's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,9 @@ def run_problems(config: Config) -> Iterator[Problem]:
     if not re.fullmatch(r"\w[\w.-]{0,99}", config.name):
         why = "is not good for a folder's name: letters, digits, '-', '_' and '.', at most 100"
         yield Problem("name", why, value=config.name)
+    elif len(os.fsencode(config.name)) > _NAME_BYTES:
+        why = f"is too long for a folder's name with a date before it: at most {_NAME_BYTES} bytes"
+        yield Problem("name", why, "A Chinese character takes 3.", config.name)
     for key in ("output_dir", "run_dir", "data.cache_dir"):
         value = value_at(config, key)
         if value is not None:
@@ -139,6 +146,10 @@ def _folder_problems(key: str, value: str) -> Iterator[Problem]:
         yield Problem(key, "is empty", value=value)
         return
     folder = Path(os.path.expanduser(value)).absolute()
+    if any(len(os.fsencode(part)) > _PART_BYTES for part in folder.parts):
+        why = f"has a part of more than {_PART_BYTES} bytes, which file systems refuse"
+        yield Problem(key, why, "Shorten it; a Chinese character takes 3.", value)
+        return
     there = next(parent for parent in (folder, *folder.parents) if os.path.lexists(parent))
     if not there.is_dir():
         yield Problem(key, f"cannot be made, since {there} is not a folder", value=value)

@@ -33,6 +33,10 @@ _NAMED: Final = re.compile(
 """What says what to train: the demo is for a command line that does not."""
 
 
+_WORDS: Final = re.compile(r"""'(?:\\.|[^'])*'|"(?:\\.|[^"])*"|[^\s,:=$'"()\[\]{}]+""")
+"""Quoted strings, and what stands between the signs of Hydra's grammar."""
+
+
 @dataclass(frozen=True, slots=True)
 class CommandLine:
     """What was typed.
@@ -75,7 +79,7 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         raise ConfigError([Problem("--experimental-rerun", why, fix)])
     search = _search(given.config_dir, given.overrides)
     line = CommandLine(
-        overrides=(*given.overrides, *search),
+        overrides=(*map(_with_quotes, given.overrides), *search),
         flags=tuple(_flags(parser, given)),
         source=_source(given),
         shows=next((name for name in _SHOWING if getattr(given, name)), ""),
@@ -243,6 +247,16 @@ def parsed(overrides: Sequence[str]) -> list[Override]:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except OverrideParseException as error:
         raise ConfigError([compose_problem(error, overrides)]) from error
+
+
+def _with_quotes(override: str) -> str:
+    """With quotes around words that Hydra's grammar cannot read bare: those beyond ASCII."""
+    key, equals, value = override.partition("=")
+    return key + equals + _WORDS.sub(lambda word: _word(word.group()), value)
+
+
+def _word(text: str) -> str:
+    return text if text.isascii() or text[0] in "'\"" else quoted(text)
 
 
 def quoted(text: str) -> str:

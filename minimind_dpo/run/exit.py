@@ -11,6 +11,7 @@ import logging
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -73,12 +74,13 @@ def supervised(
     except KeyboardInterrupt:
         code = INTERRUPTED
     except _WRONG_INPUT as error:
-        code = WRONG_INPUT
+        # After a step, weights that cannot be exported are the run's own, and no wrong input.
+        code = FAILED if stop.step and isinstance(error, CheckpointError) else WRONG_INPUT
         ranks.report(error, f"Error: {error}")
     except Exception as error:
         known = str(error) if isinstance(error, _TOLD) else explain(error)
         told = known or os_errors.explain(error)
-        ranks.report(error, None if told is None else f"Error: {told}")
+        ranks.report(error, _unknown(error, stop, ranks) if told is None else f"Error: {told}")
     finally:
         stop.patient = True  # a signal while we are ending must not interrupt that
         ranks.finish(failed=code != DONE)
@@ -89,11 +91,23 @@ def supervised(
 def _tell(stopped: Stopped, stop: StopRequest, ranks: RankGuard) -> None:
     """How a stopped run ended, what is saved of it, and how it goes on."""
     if launch.rank() == 0:
-        # How a sweep goes on, it says itself.
-        goes_on = stop.saved and not launch.is_job_of_sweep()
-        how = f". Continue it: resume=auto run_dir={ranks.folder}" if goes_on else ""
-        print(f"The run was {stopped}. {stop.kept()}{how}", file=sys.stderr)
+        print(f"The run was {stopped}. {_state(stop, ranks)}", file=sys.stderr)
         requeue(stopped.signum)
+
+
+def _state(stop: StopRequest, ranks: RankGuard) -> str:
+    """What is saved of a run, and how it goes on; of a job, the sweep says how."""
+    goes_on = stop.saved and not launch.is_job_of_sweep()
+    return stop.kept() + (f". Continue it: resume=auto run_dir={ranks.folder}" if goes_on else "")
+
+
+def _unknown(error: Exception, stop: StopRequest, ranks: RankGuard) -> str:
+    """A failure whose cause is not known: the state of the run, then where it failed."""
+    words = os_errors.first_line(error).rstrip(".")
+    return (
+        f"Error: {type(error).__name__}: {words}. {_state(stop, ranks)}\n"
+        f"{''.join(traceback.format_exception(error))}"
+    )
 
 
 def requeue(signum: int) -> None:

@@ -24,6 +24,7 @@ from minimind_dpo.data.report import print_data_report
 from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.keep_memory import keep_freed_memory
+from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.objective.check_options import padded_mean_warning, supports_margins
 from minimind_dpo.objective.losses.registry import LOSSES
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -52,6 +53,7 @@ from minimind_dpo.run.folder import (
 )
 from minimind_dpo.run.identity import check_identity
 from minimind_dpo.run.lock import FolderLock
+from minimind_dpo.run.lock_watch import LockWatch
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.run.plan import RunPlan, print_plan
 from minimind_dpo.run.summary import (
@@ -139,6 +141,7 @@ def _fit(
     verdict = RunVerdict(config, policy, data, run.folder, stop)
     judge = DemoJudge(policy.model, chat, config.seed)
     callbacks += [verdict, judge] if config.callbacks.judge == "demo" else [verdict]
+    callbacks.append(LockWatch(lock))
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
@@ -156,7 +159,12 @@ def _fit(
     if not trainer.is_global_zero:
         return {}
     judgement = verdict.conclude(module.current_step)
-    exported = export_weights(config, policy, chat, run.folder)
+    exported: list[str] | None = None
+    refusal: CheckpointError | None = None
+    try:
+        exported = export_weights(config, policy, chat, run.folder)
+    except CheckpointError as error:  # the training diverged: its numbers say so
+        refusal = error
     summary = summarise(config, trainer, module, data, policy, before, last, clock)
     summary["exported"] = exported
     summary["verdict"] = judgement
@@ -165,6 +173,8 @@ def _fit(
         summary["weights"]["demo"] = module.current_step
     write_model_card(config, policy, summary, run.folder)
     write_json(summary, run.folder / SUMMARY)
+    if refusal is not None:
+        raise refusal
     log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / SUMMARY}")
     if config.logger.name == "tensorboard":
         log.info(f"Curves: tensorboard --logdir {run.folder}")

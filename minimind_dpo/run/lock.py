@@ -1,6 +1,6 @@
 """One process at a time in a folder: a lock that its holder's death gives back, whatever ended it.
 
-The operating system holds the lock on `<folder>/.lock`; who holds it is written inside, for people.
+The operating system keeps the lock on `<folder>/.lock`; the file names the process that holds it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ class FolderLock:
     def __init__(self) -> None:
         self._file: IO[str] | None = None
         self._folder = Path()
+        self._key = ""
 
     def __enter__(self) -> FolderLock:
         return self
@@ -62,22 +63,26 @@ class FolderLock:
         # NOTE: looked at before the file is opened: closing it would free the lock of the other.
         if folder.resolve() in _held:
             raise _in_use(folder, key, "this very process")
-        file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
-        try:
-            if not lock(file):
-                holder = _holder(file)
-                file.close()
-                raise _in_use(folder, key, holder)
-        except OSError as error:
-            log.warning(
-                f"{folder} cannot be locked ({error}): nothing keeps a second run out of it"
-            )
-        self._file, self._folder = file, folder.resolve()
+        self._file, self._folder, self._key = _locked(folder, key), folder.resolve(), key
         _held.add(self._folder)
-        file.truncate(0)
-        since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
-        file.flush()
+
+    def keep(self) -> None:
+        """Take it anew where its file was deleted, which would let a second run in; a cheap look.
+
+        Raises:
+            ConfigError: A second run is in already.
+        """
+        if self._file is None:
+            return
+        path = self._folder / LOCK_FILE
+        try:
+            same = path.stat().st_ino == os.fstat(self._file.fileno()).st_ino
+        except FileNotFoundError:
+            same = False
+        if not same and self._folder.is_dir():
+            log.warning(f"{path} was deleted: it keeps a second run out of the folder")
+            deleted, self._file = self._file, _locked(self._folder, self._key)
+            deleted.close()
 
     def release(self) -> None:
         """Give it back."""
@@ -85,6 +90,27 @@ class FolderLock:
             self._file.close()
             self._file = None
             _held.discard(self._folder)
+
+
+def _locked(folder: Path, key: str) -> IO[str]:
+    """The folder's lock file, locked and with this process's name in it.
+
+    Raises:
+        ConfigError: Another process holds it.
+    """
+    file = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    try:
+        if not lock(file):
+            holder = _holder(file)
+            file.close()
+            raise _in_use(folder, key, holder)
+    except OSError as error:
+        log.warning(f"{folder} cannot be locked ({error}): nothing keeps a second run out of it")
+    file.truncate(0)
+    since = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    json.dump({"host": socket.gethostname(), "pid": os.getpid(), "since": since}, file)
+    file.flush()
+    return file
 
 
 def _in_use(folder: Path, key: str, holder: str) -> ConfigError:

@@ -32,6 +32,7 @@ from minimind_dpo import launch
 from minimind_dpo.config.command_line import quoted
 from minimind_dpo.config.source import Source
 from minimind_dpo.disk import read_json, write_text
+from minimind_dpo.options.limits import is_number
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.options import parse_devices
 
@@ -268,12 +269,12 @@ def objective(folder: Path) -> float | None:
     """A finished job's validation loss, or its training loss where nothing was validated.
 
     Returns:
-        None where its summary is missing, broken or has neither.
+        None where its summary is missing or broken, or has no finite one.
     """
     summary = read_json(folder / "summary.json")
     for part in ("val", "train"):
         losses = summary.get(part) if isinstance(summary, dict) else None
-        value = losses.get("loss") if isinstance(losses, dict) else None
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        value: Any = losses.get("loss") if isinstance(losses, dict) else None
+        if is_number(value):
             return float(value)
     return None

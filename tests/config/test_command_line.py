@@ -12,6 +12,7 @@ import pytest
 
 from minimind_dpo import __version__, train
 from minimind_dpo.config.command_line import read_command_line
+from minimind_dpo.config.compose import compose
 from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config
 from minimind_dpo.options.problem import ConfigError
@@ -196,6 +197,51 @@ def test_a_sweep_has_a_dated_folder_or_the_one_that_is_given() -> None:
     assert preset.keys == {"loss.beta", "seed"}
     assert grid("+sweep=beta", "run_dir='a b'", "resume=auto").folder == Path("a b")
     assert grid("+sweep=beta", "hydra.sweep.dir=c").folder == Path("c")
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("data.train=偏好.jsonl", ["偏好.jsonl"]),
+        ("data.train=[数据/a.jsonl,b.jsonl]", ["数据/a.jsonl", "b.jsonl"]),
+        ("data.train='我 的.jsonl'", ["我 的.jsonl"]),
+        ('data.train=["甲,乙.jsonl",丙]', ["甲,乙.jsonl", "丙"]),
+        ("data.train=né.jsonl", ["né.jsonl"]),
+    ],
+)
+def test_names_in_any_script_need_no_quotes(typed: str, value: list[str]) -> None:
+    assert compose(read_command_line([typed]).overrides).data.train == value
+    swept = grid("name=甲,乙")
+    assert swept.axes[0] == ["name='甲'", "name='乙'"]
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        f"name={'好' * 79}",
+        f"run_dir={'好' * 86}",
+        f"output_dir=a/{'b' * 256}/c",
+        f"model.path={'a' * 300}",
+        f"model.tokenizer={'a' * 300}",
+        f"reference.path={'a' * 300}",
+        f"data.train={'a' * 300}",
+        f"resume={'a' * 300}",
+        f"--config={'a' * 300}",
+    ],
+)
+def test_names_that_no_file_system_takes_are_told_in_a_sentence(
+    typed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["minimind-dpo", "experiment=demo", typed])
+    with pytest.raises(SystemExit) as ended:
+        train.main()
+    assert ended.value.code == 2
+    assert "Error: " in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_modes_that_exclude_each_other_are_named() -> None:

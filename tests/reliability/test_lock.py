@@ -72,6 +72,38 @@ def test_two_runs_in_one_process_exclude_each_other_too(tmp_path: Path) -> None:
         assert second.held
 
 
+@pytest.mark.skipif(os.name == "nt", reason="deletes an open file")
+def test_a_lock_whose_file_is_deleted_is_taken_anew_before_a_second_run_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with FolderLock() as lock:
+        lock.take(tmp_path, "run_dir")
+        lock.keep()
+        assert caplog.text == ""
+        (tmp_path / LOCK_FILE).unlink()
+        lock.keep()
+        assert "was deleted" in caplog.text
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        refused = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert f"in use by process {os.getpid()} on" in refused.stderr
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks and kills")
+def test_of_two_runs_in_a_folder_whose_lock_was_deleted_the_first_ends(tmp_path: Path) -> None:
+    with FolderLock() as lock:
+        lock.take(tmp_path, "run_dir")
+        (tmp_path / LOCK_FILE).unlink()
+        command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as second:
+            assert second.stdout is not None
+            assert second.stdout.readline() == "held\n"
+            with pytest.raises(ConfigError, match=f"in use by process {second.pid} on"):
+                lock.keep()
+            os.killpg(second.pid, signal.SIGKILL)
+
+
 @pytest.mark.skipif(os.name == "nt", reason="forks")
 def test_a_sweep_folder_belongs_to_one_process(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]

@@ -23,6 +23,15 @@ def test_a_step_that_is_run_again_replaces_its_block_and_later_ones(tmp_path: Pa
     )
 
 
+def test_a_note_on_top_and_bytes_of_another_encoding_stay_and_block_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "samples.md"
+    write_block(path, 1, "text 1")
+    path.write_bytes(b"# My notes\n\n## Steps to look at\n" + b"\xff\n" + path.read_bytes())
+    write_block(path, 2, "text 2")
+    assert steps(path) == [1, 2]
+    assert path.read_text().startswith("# My notes\n\n## Steps to look at\n\ufffd\n## Step 1\n")
+
+
 def test_an_answer_that_looks_like_a_heading_is_none(tmp_path: Path) -> None:
     path = tmp_path / "samples.md"
     answer = "First:\n## Step 99\n\nThen."

@@ -146,10 +146,11 @@ def quoted(answer: str) -> str:
 def write_block(path: Path, step: int, text: str) -> None:
     """Add the answers of a step to a file, in place of those that an earlier launch left there.
 
-    Blocks of later steps go too: the run that wrote them went on from a state after this one.
+    Blocks of later steps go too: the run that wrote them went on from a state after this one. What
+    stands before the first block stays.
     """
-    before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    blocks = re.split(r"^(?=## Step \d+$)", before, flags=re.M)
-    kept = [block for block in blocks if block and int(block.split()[2]) < step]
+    before = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    note, *blocks = re.split(r"^(?=## Step \d+$)", before, flags=re.M)
+    earlier = [block for block in blocks if int(block.split()[2]) < step]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(kept) + f"## Step {step}\n\n{text}\n\n")
+    write_text(path, note + "".join(earlier) + f"## Step {step}\n\n{text}\n\n")

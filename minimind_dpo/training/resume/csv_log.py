@@ -51,11 +51,11 @@ class _AppendingWriter(ExperimentWriter):
 def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Header and rows of a CSV file of curves; nothing where there is none.
 
-    A row that a crash cut short is left out.
+    A row that a crash cut short is left out; bytes that are no UTF-8 are replaced.
     """
     if not path.is_file():
         return [], []
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         reader = csv.DictReader(file)
         header = list(reader.fieldnames or [])
         rows = [row for row in reader if None not in row and None not in row.values()]
