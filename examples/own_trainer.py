@@ -20,7 +20,7 @@ from minimind_dpo.data.datamodule import LoaderOptions
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
 from minimind_dpo.models.export import save_hf
-from minimind_dpo.training.optim import OptimizerOptions
+from minimind_dpo.training.options import OptimizerOptions
 from minimind_dpo.training.reference import PrecomputedReference
 
 FOLDER = Path("outputs/own_trainer")

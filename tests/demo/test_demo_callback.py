@@ -16,7 +16,7 @@ from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.demo.evaluate import evaluate
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.optim import OptimizerOptions
+from minimind_dpo.training.options import OptimizerOptions
 
 PROMPTS = ["3加5等于多少？", "Thanks!"]
 
