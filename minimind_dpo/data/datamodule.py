@@ -241,8 +241,8 @@ class PreferenceDataModule(L.LightningDataModule):
     @property
     def stores(self) -> list[TokenStore]:
         """The distinct stores that this run reads."""
-        found = [s for s in (self.train_store, self.val_store) if s is not None]
-        return found[:1] if len(found) == 2 and found[0] is found[1] else found
+        stores = [s for s in (self.train_store, self.val_store) if s is not None]
+        return stores[:1] if len(stores) == 2 and stores[0] is stores[1] else stores
 
     def source(self, row: int) -> str:
         """Where a training pair was read, `dpo.jsonl:17`."""

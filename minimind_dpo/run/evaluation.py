@@ -182,14 +182,17 @@ def _choose_prompts(
     assert config.evaluate.prompts is not None
     chosen = [distinct[i] for i in _some(np.arange(len(distinct)), config.evaluate.prompts, random)]
     chosen.sort(key=lambda pair: -len(pair.prompt_ids))
-    turns = _read_turns(data.val_files or data.train_files, {pair.source for pair in chosen})
+    turns = _read_turns(data, {pair.source for pair in chosen})
     return [Prompt(pair.prompt_ids, turns[pair.source], pair.source) for pair in chosen]
 
 
-def _read_turns(files: list[str], sources: set[str]) -> dict[str, tuple[Message, ...] | str]:
-    """The prompts at these places of some files, as they were written."""
+def _read_turns(
+    data: PreferenceDataModule, sources: set[str]
+) -> dict[str, tuple[Message, ...] | str]:
+    """The prompts at these places of the files that are held out, as they were written."""
     found: dict[str, Any] = {}
-    for pair in read_pairs(files, on_problem=lambda problem: None):
+    files = data.val_files or data.train_files
+    for pair in read_pairs(files, columns=data.columns, on_problem=lambda problem: None):
         if pair.source in sources:
             found[pair.source] = pair.prompt
             if len(found) == len(sources):

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.store import prepare as cache
 from minimind_dpo.data.store.prepare import prepare_store
@@ -53,7 +54,7 @@ def test_the_store_gives_back_what_the_tokenizer_made(write, prepare, rules) -> 
     assert store.weights[149] == 149
     assert store.sources[:2] == ["d.jsonl:1", "d.jsonl:2"]
     expected = rules.tokenize(
-        next(iter(cache.read_pairs(write("one.jsonl", records[77]), on_problem=print)))
+        next(iter(read_pairs(write("one.jsonl", records[77]), on_problem=print)))
     )
     row = store[77]
     assert (row.index, row.source, row.margin, row.weight) == (77, "d.jsonl:78", 38.5, 77.0)
@@ -71,7 +72,7 @@ def test_the_store_gives_back_what_the_tokenizer_made(write, prepare, rules) -> 
 def test_a_second_call_reads_nothing_again(write, prepare, monkeypatch) -> None:
     path = write("d.jsonl", record(1))
     first = prepare(path)
-    monkeypatch.setattr(cache, "read_pairs", lambda *a, **k: pytest.fail("read again"))
+    monkeypatch.setattr(cache, "read_files", lambda *a, **k: pytest.fail("read again"))
     second = prepare(path)
     assert second.path == first.path
     assert second.report == first.report

@@ -12,10 +12,13 @@ import pytest
 
 from minimind_dpo.batch import PreferencePair
 from minimind_dpo.config.compose import compose
+from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.options import ColumnOptions, DataOptions, data_problems
 from minimind_dpo.data.read.formats import COLUMNS
 from minimind_dpo.data.read.pairs import FileSummary, read_pairs
 from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.run.evaluation import _read_turns
 
 
 def user(text: str) -> dict[str, str]:
@@ -147,6 +150,17 @@ def test_every_key_of_data_columns_is_a_column_that_pairs_are_read_from() -> Non
     assert tuple(vars(ColumnOptions())) == COLUMNS
     config = compose(["data.columns.prompt=question", "data.columns.margin=gap"])
     assert config.data.columns.named() == {"prompt": "question", "margin": "gap"}
+
+
+def test_an_evaluation_reads_its_prompts_from_the_columns_that_training_reads(
+    write, tokenizer, tmp_path
+) -> None:
+    path = write("d.jsonl", {"query": "q", "chosen": "x", "rejected": "y"})
+    rules, columns = PairTokenizer(tokenizer), {"prompt": "query"}
+    data = PreferenceDataModule(rules, [path], columns=columns, cache_dir=str(tmp_path / "cache"))
+    data.prepare_data()
+    assert data.train_store is not None
+    assert _read_turns(data, set(data.train_store.sources)) == {"d.jsonl:1": "q"}
 
 
 def test_columns_that_exclude_each_other_are_refused(write) -> None:

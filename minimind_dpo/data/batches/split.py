@@ -40,15 +40,15 @@ def split_indices(
     prompts, group_of, sizes = np.unique(
         _mix(np.asarray(store.prompt_hash, np.uint64)), return_inverse=True, return_counts=True
     )
-    taken = np.zeros(len(prompts), bool)
+    in_val = np.zeros(len(prompts), bool)
     room = target
     for group, size in enumerate(sizes.tolist()):
         if room == 0:
             break
         if size <= room:
-            taken[group] = True
+            in_val[group] = True
             room -= size
-    validates = taken[group_of]
+    validates = in_val[group_of]
     return np.flatnonzero(~validates), np.flatnonzero(validates)
 
 

@@ -70,17 +70,17 @@ def find_fields(record: Any, names: Mapping[str, str], is_text: bool = False) ->
     if is_text:
         values = _from_text(values)
     _need(("chosen", "rejected"), values, record, names)
-    kind, own = "", set(sources.values())
+    kind, columns = "", set(sources.values())
     if not (_has_prompt(values) or "prompt" in names or "conversations" in names):
         free = {key: value for key, value in record.items() if key not in names.values()}
         added, kind, used = _known_format(free, values)
         values |= added
-        own |= used
+        columns |= used
     sides = (values["chosen"], values["rejected"])
     if not _has_prompt(values) and not all(isinstance(side, list) for side in sides):
         _need(("prompt",), values, record, names)
     speaks = bool(kind) or any(sources[column] in record for column in OF_TURNS)
-    return Fields(values, kind, record.keys() - own, speaks)
+    return Fields(values, kind, record.keys() - columns, speaks)
 
 
 def _has_prompt(values: Mapping[str, Any]) -> bool:

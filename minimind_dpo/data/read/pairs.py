@@ -88,7 +88,7 @@ class ParsedRecord(NamedTuple):
 
 
 def read_pairs(
-    files: Files | list[DataFile],
+    files: Files,
     *,
     columns: Mapping[str, str] | None = None,
     on_problem: Callable[[Problem], None],
@@ -98,8 +98,7 @@ def read_pairs(
     """Read preference pairs, in the order of files and lines.
 
     Args:
-        files: A path, glob, hub data set or several (`sources` has the syntax), or what
-            `resolve_files` returned.
+        files: A path, glob, hub data set or several; `sources` has the syntax.
         columns: Columns of the files under other names, `{"prompt": "question"}`.
         on_problem: Called for every record that is no pair.
         on_file: Called with the summary of each file after its last record.
@@ -109,21 +108,17 @@ def read_pairs(
         DataError: Where a file cannot be used at all, or a column that `columns` names is in no
             record.
     """
-    resolved: list[DataFile] = []
-    if isinstance(files, list) and files and all(isinstance(f, DataFile) for f in files):
-        resolved = [f for f in files if isinstance(f, DataFile)]
-    else:
-        resolved = resolve_files(files)  # type: ignore[arg-type]
-    return _read(resolved, dict(columns or {}), on_problem, on_file, on_bytes)
+    return read_files(resolve_files(files), columns or {}, on_problem, on_file, on_bytes)
 
 
-def _read(
+def read_files(
     files: list[DataFile],
-    columns: dict[str, str],
+    columns: Mapping[str, str],
     on_problem: Callable[[Problem], None],
     on_file: Callable[[FileSummary], None],
     on_bytes: Callable[[int], None],
 ) -> Iterator[PreferencePair]:
+    """The same of files that `resolve_files` returned."""
     absent = {ours: theirs for ours, theirs in columns.items() if ours not in _NEEDED}
     for file in files:
         summary = FileSummary(file.name)
@@ -191,14 +186,20 @@ def parse_record(
     prompt = values.get("prompt")
     if isinstance(prompt, str) and kind == "minimind" and not _quotes(turns, prompt):
         raise RecordError("'prompt' differs from the turns that 'chosen' begins with")
-    tools = parse_tools(values.get("tools"), "'tools'")
-    if tools is None and turns[0]["role"] == "system":
-        inside = turns[0].get("tools", turns[0].get("functions"))
-        tools = parse_tools(inside, "'tools' of the system turn")
+    tools = _tools(values, turns[0])
     options = parse_template_options(values.get("chat_template_kwargs"), "'chat_template_kwargs'")
     check_json([chosen, rejected, tools, options])
     pair = PreferencePair(turns, chosen[-1], rejected[-1], source, tools, margin, weight, options)
     return ParsedRecord(pair, fields.kind or kind, ignored, fields.ignored)
+
+
+def _tools(values: dict[str, Any], first: Message) -> tuple[dict[str, Any], ...] | None:
+    """Function signatures of a pair: its column's, or those that its system turn has."""
+    tools = parse_tools(values.get("tools"), "'tools'")
+    if tools is None and first["role"] == "system":
+        inside = first.get("tools", first.get("functions"))
+        tools = parse_tools(inside, "'tools' of the system turn")
+    return tools
 
 
 def _is_plain(values: dict[str, Any]) -> bool:

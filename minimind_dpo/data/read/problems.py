@@ -57,21 +57,21 @@ class ProblemLog:
 
     Attributes:
         total: All of them.
-        told: Those that a message spells out, alike ones as one.
+        kinds: Those that a message spells out, by what they say.
     """
 
     total: int = 0
-    told: dict[str, _Alike] = field(default_factory=dict)
+    kinds: dict[str, _Alike] = field(default_factory=dict)
 
     def __call__(self, problem: Problem) -> None:
         """Add one."""
         self.total += 1
         key = _NUMBER.sub("#", problem.message)
-        if key not in self.told:
-            if len(self.told) == SHOWN:
+        if key not in self.kinds:
+            if len(self.kinds) == SHOWN:
                 return
-            self.told[key] = _Alike(problem)
-        alike = self.told[key]
+            self.kinds[key] = _Alike(problem)
+        alike = self.kinds[key]
         alike.count += 1
         if len(alike.sources) < _PLACES:
             alike.sources.append(problem.source)
@@ -97,7 +97,7 @@ class DataError(ValueError):
     def __init__(self, problems: Sequence[Problem] | ProblemLog, hint: str = "") -> None:
         if isinstance(problems, ProblemLog):
             log = problems
-            self.problems = tuple(alike.first for alike in log.told.values())
+            self.problems = tuple(alike.first for alike in log.kinds.values())
         else:
             log = ProblemLog()
             self.problems = tuple(problems)
@@ -105,10 +105,10 @@ class DataError(ValueError):
                 log(problem)
         self.total = log.total
         noun = "problem" if self.total == 1 else "problems"
-        lines = [f"{self.total:,} {noun} in the preference data:", *map(str, log.told.values())]
-        untold = self.total - sum(alike.count for alike in log.told.values())
-        if untold:
-            lines.append(f"  ... and {untold:,} more")
+        lines = [f"{self.total:,} {noun} in the preference data:", *map(str, log.kinds.values())]
+        others = self.total - sum(alike.count for alike in log.kinds.values())
+        if others:
+            lines.append(f"  ... and {others:,} more")
         super().__init__(printable("\n".join([*lines, hint] if hint else lines)))
 
 

@@ -66,8 +66,8 @@ def resolve_files(files: Files) -> list[DataFile]:
     entries = [files] if isinstance(files, str | Path) else list(files)
     if not entries:
         problems.append(Problem("data", "no file is named; set data.train to a file, list or glob"))
-    found: list[DataFile] = []
-    seen: dict[str, str] = {}
+    sources: list[DataFile] = []
+    entry_of: dict[str, str] = {}
     for entry in map(str, entries):
         for path in _expand(entry):
             try:
@@ -76,14 +76,14 @@ def resolve_files(files: Files) -> list[DataFile]:
                 problems.append(Problem(path, str(error)))
                 continue
             key = file.path if file.kind in HUBS else os.path.realpath(file.path)
-            if key in seen:
-                message = f"is given twice (also as {seen[key]}); its pairs would count double"
+            if key in entry_of:
+                message = f"is given twice (also as {entry_of[key]}); its pairs would count double"
                 problems.append(Problem(file.path, message))
-            seen.setdefault(key, entry)
-            found.append(file)
+            entry_of.setdefault(key, entry)
+            sources.append(file)
     if problems:
         raise DataError(problems)
-    return _with_unique_names(found)
+    return _with_unique_names(sources)
 
 
 def _expand(entry: str) -> list[str]:
@@ -160,12 +160,12 @@ def _require(package: str) -> None:
 def _with_unique_names(files: list[DataFile]) -> list[DataFile]:
     """Name each file by the shortest end of its path that no other file shares."""
     parts = [[f.path] if f.kind in HUBS else list(Path(f.path).parts) for f in files]
-    named = []
-    for index, (file, own) in enumerate(zip(files, parts, strict=True)):
+    sources = []
+    for index, (file, path) in enumerate(zip(files, parts, strict=True)):
         others = [other for j, other in enumerate(parts) if j != index]
         depth = 1
-        while depth < len(own) and any(other[-depth:] == own[-depth:] for other in others):
+        while depth < len(path) and any(other[-depth:] == path[-depth:] for other in others):
             depth += 1
-        name = printable("/".join(own[-depth:]))
-        named.append(DataFile(file.path, name, file.kind, file.compression, file.size))
-    return named
+        name = printable("/".join(path[-depth:]))
+        sources.append(DataFile(file.path, name, file.kind, file.compression, file.size))
+    return sources

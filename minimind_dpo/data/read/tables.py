@@ -63,8 +63,8 @@ def read_table(file: DataFile) -> Iterator[Record]:
         value = None
         if not problem:
             value, problem = _row(header, row)
-        taken, size = lines.size - size, lines.size
-        yield Record(str(line), value, problem, 0 if file.compression else taken)
+        length, size = lines.size - size, lines.size
+        yield Record(str(line), value, problem, 0 if file.compression else length)
 
 
 def _row(header: list[str], row: list[str]) -> tuple[dict[str, Any] | None, str]:

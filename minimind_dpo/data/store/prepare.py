@@ -25,7 +25,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from minimind_dpo.batch import PreferencePair
-from minimind_dpo.data.read.pairs import read_pairs
+from minimind_dpo.data.read.pairs import read_files
 from minimind_dpo.data.read.problems import DataError, Problem, ProblemLog
 from minimind_dpo.data.read.records import content_digest
 from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
@@ -143,13 +143,7 @@ class _Builder:
     ) -> None:
         """Tokenise all pairs."""
         with _progress_bar(sum(file.size for file in files), progress) as advance:
-            pairs = read_pairs(
-                files,
-                columns=columns,
-                on_problem=self._add_problem,
-                on_file=self.report.files.append,
-                on_bytes=advance,
-            )
+            pairs = read_files(files, columns, self._add_problem, self.report.files.append, advance)
             for pair, result in _in_threads(self.tokenizer, pairs, workers):
                 self._add(pair, result)
 
