@@ -310,9 +310,12 @@ def test_a_base_model_trains_on_plain_text_and_samples_from_it(tmp_path: Path) -
     ).save_pretrained(tmp_path / "base")
     rows = [{"prompt": f"{n}+{n}=", "chosen": str(2 * n), "rejected": "0"} for n in range(1, 60)]
     (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    knows_nothing = ("model.path=base", "guard.check_model=false")
-    command = (*knows_nothing, "data.train=plain.jsonl", "trainer.accelerator=cpu", *SMALL)
-    result = run(tmp_path, *command, "data.num_workers=0", "run_dir=run")
+    command = ("model.path=base", "data.train=plain.jsonl", "trainer.accelerator=cpu", *SMALL)
+    result = run(tmp_path, *command, "data.num_workers=0")
+    assert result.returncode == 2
+    assert "it predicts these answers no better than chance" in result.stderr
+    knows_nothing = "guard.check_model=false"
+    result = run(tmp_path, *command, "data.num_workers=0", "run_dir=run", knows_nothing)
     assert result.returncode == 0, result.stdout + result.stderr
     samples = (tmp_path / "run" / "samples.md").read_text()
     prompts = set(re.findall(r"^\*\*(.*)\*\*$", samples, flags=re.M))

@@ -32,13 +32,13 @@ SMALLEST_LAYER = 1 << 24
 _chosen = "torch"
 
 
-def choose_library(wanted: str = "auto") -> str:
+def choose_library(library: str = "auto") -> str:
     """Choose what multiplies float32 matrices on this process's CPU.
 
     The choice depends on the machine and never on a timing: a resumed run chooses the same.
 
     Args:
-        wanted: `onednn`, `torch` (its default), or `auto`: oneDNN where the processor is AMD's and
+        library: `onednn`, `torch` (its default), or `auto`: oneDNN where the processor is AMD's and
             torch would take MKL.
 
     Returns:
@@ -48,14 +48,14 @@ def choose_library(wanted: str = "auto") -> str:
         ValueError: No such choice, or `onednn` where this torch has none.
     """
     global _chosen
-    if wanted not in LIBRARIES:
-        raise ValueError(f"no library of matrix products {wanted!r}; there are {LIBRARIES}")
-    if wanted == "onednn" and not torch.backends.mkldnn.is_available():
+    if library not in LIBRARIES:
+        raise ValueError(f"no library of matrix products {library!r}; there are {LIBRARIES}")
+    if library == "onednn" and not torch.backends.mkldnn.is_available():
         raise ValueError("this build of torch has no oneDNN; take auto or torch")
-    if wanted == "auto":
-        wanted = "onednn" if _mkl_is_slow() else "torch"
-    _chosen = wanted
-    return wanted
+    if library == "auto":
+        library = "onednn" if _mkl_is_slow() else "torch"
+    _chosen = library
+    return library
 
 
 def chosen_library() -> str:

@@ -95,8 +95,8 @@ def router_aux_loss(
         )
     probabilities, choices = [], []
     for logits in router_logits:
-        chosen = logits.view(-1, logits.shape[-1]).index_select(0, layout.token).float()
-        p = chosen.softmax(-1)
+        token_logits = logits.view(-1, logits.shape[-1]).index_select(0, layout.token).float()
+        p = token_logits.softmax(-1)  # (K, E)
         probabilities.append(p)
         # (K, E), 1 where chosen; the choice itself has no gradient.
         choices.append(torch.zeros_like(p).scatter_(1, p.detach().topk(top_k, dim=-1).indices, 1.0))
@@ -110,17 +110,17 @@ def _per_sequence(
     empty = probabilities[0].new_zeros(layout.num_sequences, experts)
     lengths = empty[:, 0].index_add(0, layout.sequence, torch.ones_like(probabilities[0][:, 0]))
     total = probabilities[0].new_zeros(())
-    for p, chosen in zip(probabilities, choices, strict=True):
+    for p, choice in zip(probabilities, choices, strict=True):
         mean_p = empty.index_add(0, layout.sequence, p) / lengths.clamp(min=1)[:, None]
-        load = empty.index_add(0, layout.sequence, chosen) / lengths.clamp(min=1)[:, None]
+        load = empty.index_add(0, layout.sequence, choice) / lengths.clamp(min=1)[:, None]
         by_sequence = (load * mean_p).sum(-1) * experts / top_k
         total = total + by_sequence.sum() / (lengths > 0).sum().clamp(min=1)
     return total
 
 
-def _product(p: Tensor, chosen: Tensor) -> Tensor:
+def _product(p: Tensor, choice: Tensor) -> Tensor:
     tokens = max(1, p.shape[0])
-    return p.shape[-1] * (chosen.sum(0) / tokens * p.sum(0) / tokens).sum()
+    return p.shape[-1] * (choice.sum(0) / tokens * p.sum(0) / tokens).sum()
 
 
 def _per_batch(
@@ -176,8 +176,8 @@ def default_aux_coef(dialect: Dialect, config: PreTrainedConfig) -> float:
     """
     generation = dialect.generation
     if generation is None:
-        asked = getattr(config, "output_router_logits", False)
-        return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0) if asked else 0.0
+        adds_loss = getattr(config, "output_router_logits", False)
+        return float(getattr(config, "router_aux_loss_coef", 0.0) or 0.0) if adds_loss else 0.0
     if not dialect.moe:
         return 0.0
     return float(dialect.fields.get("router_aux_loss_coef", generation.aux[1]))

@@ -1,4 +1,4 @@
-"""Whether the models of a run speak, asked before the reference runs over the data."""
+"""Whether a run's models predict its chosen answers, before the reference runs over the data."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def check_models(
         Other(change, partial(_read_otherwise, config, policy, change))
         for change in alternatives(policy.dialect)
     ]
-    found = check_model(
+    result = check_model(
         policy.model,
         pairs,
         layout,
@@ -43,7 +43,7 @@ def check_models(
     )
     separate = config.reference.path is not None
     who = "policy" if separate or config.reference.mode == "none" else "reference"
-    log.info(f"The {who} gives {found}")
+    log.info(f"The {who} gives {result}")
     scorers = OnlineReference | PrecomputedReference
     if separate and isinstance(reference, scorers) and reference.model is not None:
         name = f"reference.path={config.reference.path}"

@@ -95,10 +95,10 @@ def check_layout(
 def _long_text(model: PreTrainedModel, max_length: int) -> list[_Text]:
     """One pair longer than every length that is named, beside a short one; none where none is."""
     limit = min(max_length, getattr(model.config, "max_position_embeddings", None) or max_length)
-    named = [(n, name) for name, n in _lengths("", model.config.to_dict()) if 1 < n < limit]
-    if not named:
+    lengths = [(n, name) for name, n in _lengths("", model.config.to_dict()) if 1 < n < limit]
+    if not lengths:
         return []
-    length, name = max(named)
+    length, name = max(lengths)
     completion = 5
     prompt = max(1, min(length + _BEYOND, limit) - completion)
     shapes = ((prompt, completion, completion), _SHAPES[1])

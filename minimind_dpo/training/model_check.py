@@ -2,8 +2,8 @@
 
 A wrong tokenizer, or a field that the file cannot tell (heads, rotary base, experts per token),
 loads without an error and gives wrong logits. They show in the mean log-prob of a token of the
-chosen answers: a model that speaks is far from the uniform distribution, -ln V, and no other
-setting of the same weights makes it speak better.
+chosen answers: a trained model is far from the uniform distribution, -ln V, and no other reading of
+the same weights predicts them much better.
 """
 
 from __future__ import annotations
@@ -115,11 +115,11 @@ def check_model(
     best, reading = own, None
     for other in others:
         try:
-            tried = likelihood(other.load(), pairs, layout)
+            value = likelihood(other.load(), pairs, layout)
         except CheckpointError:  # it does not fit the file's shapes
             continue
-        if tried.mean > best.mean:
-            best, reading = tried, other
+        if value.mean > best.mean:
+            best, reading = value, other
     if reading is not None and best.mean > own.mean + BETTER:
         settings = _spelled(reading.settings)
         raise CheckpointError(

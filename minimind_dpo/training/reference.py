@@ -138,8 +138,8 @@ class PrecomputedReference:
         jobs = []
         # A resumed run may count its steps in another shape than the one it was begun in.
         steps = None if trainer.ckpt_path else _bound(trainer.max_steps)
-        visited = data.rows_to_score(_bound(trainer.max_epochs), steps)
-        for store, rows in zip(data.stores, visited, strict=True):
+        run_rows = data.rows_to_score(_bound(trainer.max_epochs), steps)
+        for store, rows in zip(data.stores, run_rows, strict=True):
             cache = ReferenceCache(store, self.fingerprint)
             # NOTE: shares of all rows, not of the missing ones: another rank may be writing
             # already, and ranks that see different rows missing would leave some to nobody.
@@ -149,7 +149,7 @@ class PrecomputedReference:
         if total:
             torch.nn.Module.to(model, trainer.strategy.root_device)
         if self.progress and trainer.is_global_zero:
-            _log.info(_scope(visited, data.stores, total, trainer.world_size))
+            _log.info(_scope(run_rows, data.stores, total, trainer.world_size))
         with evaluating(model), self._shown(trainer, total) as advance:
             for store, cache, rows in jobs:
                 tokens = data.collate.tokens(store.lengths[rows])
@@ -192,10 +192,10 @@ def _silent(count: int) -> None:
 
 
 def _scope(
-    visited: Sequence[np.ndarray], stores: Sequence[TokenStore], missing: int, ranks: int
+    run_rows: Sequence[np.ndarray], stores: Sequence[TokenStore], missing: int, ranks: int
 ) -> str:
     """Which pairs the pass is about: not all of the data, where a run visits fewer."""
-    pairs, of = sum(map(len, visited)), sum(map(len, stores))
+    pairs, of = sum(map(len, run_rows)), sum(map(len, stores))
     scope = f"Reference log-probs of the {pairs:,} of {of:,} pairs that this run visits: "
     if ranks > 1:
         return scope + f"{missing:,} are scored now by this one of {ranks} processes"

@@ -239,7 +239,7 @@ def _causal_bias(
     if kind not in plan.masks:
         position = torch.arange(rows // group).repeat_interleave(group) + block.ahead - 1
         distance = position[:, None] - torch.arange(keys)
-        seen = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-        bias = torch.zeros(rows, keys, dtype=dtype).masked_fill_(~seen, float("-inf"))
+        visible = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+        bias = torch.zeros(rows, keys, dtype=dtype).masked_fill_(~visible, float("-inf"))
         plan.masks[kind] = bias.t().contiguous() if by_key else bias
     return plan.masks[kind]

@@ -198,8 +198,8 @@ def _causal_mask(
         distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
             keys, device=device
         )
-        seen = distance >= 0
-        plan.masks[kind] = seen if window is None else seen & (distance < window)
+        visible = distance >= 0
+        plan.masks[kind] = visible if window is None else visible & (distance < window)
     return plan.masks[kind]
 
 

@@ -57,6 +57,6 @@ def changed(
     """Overrides with a change in them, whatever names they had for the fields that it decides."""
     generation = dialect.generation
     aliases = {} if generation is None else generation.aliases
-    decided = {*change, *(_HEADS if "num_attention_heads" in change else ())}
-    kept = {k: v for k, v in overrides.items() if aliases.get(k, k) not in decided}
-    return {**kept, **change}
+    names = {*change, *(_HEADS if "num_attention_heads" in change else ())}
+    rest = {k: v for k, v in overrides.items() if aliases.get(k, k) not in names}
+    return {**rest, **change}
