@@ -51,6 +51,7 @@ class Generation:
     Attributes:
         name: `v_learn`, `v1`, `v2a`, `v2` or `v3`.
         title: The name people know it by.
+        marks: What tells its files: each begins some key or, with a dot before it, stands in one.
         names: Spelling of its tensors.
         classes: (dense, mixture of experts) model type in transformers.
         defaults: Fields that no shape tells, by our names.
@@ -58,10 +59,12 @@ class Generation:
         tied: Embedding and head are one tensor, written twice.
         interleaved: Rotary pairs are (0, 1), (2, 3), ... where the transformers class pairs halves.
         aux: Rule of its balance loss, and the coefficient with which its DPO script added it.
+        absent: Marks that are in no key.
     """
 
     name: str
     title: str
+    marks: tuple[str, ...]
     names: Names
     classes: tuple[str, str | None]
     defaults: Mapping[str, Any]
@@ -69,6 +72,7 @@ class Generation:
     tied: bool = True
     interleaved: bool = False
     aux: tuple[str, float] = ("per_sequence", 0.0)
+    absent: tuple[str, ...] = ()
 
 
 _PROJECTIONS = {
@@ -153,6 +157,7 @@ GENERATIONS: dict[str, Generation] = {
         Generation(
             "v_learn",
             "MiniMind v-learn",
+            ("minimind_dense.",),
             _V_LEARN_NAMES,
             ("minimind_v_learn", None),
             _defaults(8, 1024, 1e-6, 1e5),
@@ -171,6 +176,7 @@ GENERATIONS: dict[str, Generation] = {
         Generation(
             "v1",
             "MiniMind 1",
+            ("tok_embeddings.weight",),
             _V1_NAMES,
             ("llama", "granitemoeshared"),
             _defaults(16, 512, 1e-5, 1e4),
@@ -180,6 +186,7 @@ GENERATIONS: dict[str, Generation] = {
         Generation(
             "v2a",
             "early MiniMind2",
+            ("tok_embeddings.weight",),
             _V1_NAMES,
             ("llama", "granitemoeshared"),
             _defaults(8, 8192, 1e-5, 1e6),
@@ -189,14 +196,17 @@ GENERATIONS: dict[str, Generation] = {
         Generation(
             "v2",
             "MiniMind2",
+            ("model.embed_tokens.weight",),
             _LLAMA_NAMES,
             ("llama", "granitemoeshared"),
             _defaults(8, 32768, 1e-5, 1e6),
             {"n_routed_experts": "num_experts"},
+            absent=(".q_norm.",),
         ),
         Generation(
             "v3",
             "minimind-3",
+            ("model.embed_tokens.weight", ".q_norm."),
             _LLAMA_NAMES,
             ("qwen3", "qwen3_moe"),
             _defaults(8, 32768, 1e-6, 1e6, experts_per_token=1) | {"router_aux_loss_coef": 5e-4},

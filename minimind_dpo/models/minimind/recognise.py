@@ -1,12 +1,8 @@
 """Which MiniMind generation a native file belongs to, and what each generation is like.
 
-A native file is a bare state dict. Its keys tell the generation:
-
-    `minimind_dense` in a key            v_learn
-    `tok_embeddings`                     v1 (wk rows : wq rows = 1:2) or v2a (1:4)
-    `model.embed_tokens`, no `q_norm`    v2
-    `model.embed_tokens` and `q_norm`    v3
-    `.experts.` in a key                 mixture of experts (`_moe`)
+A native file is a bare state dict. Its keys tell the generation, by the `marks` in `generations`;
+v1 and v2a, whose keys are the same, are told apart by the rows of wk to those of wq, 1:2 and 1:4.
+`.experts.` in a key is a mixture of experts (`_moe`).
 
 Every generation but v_learn is one of transformers' own classes under other names; `state_dict`
 does the renaming, `architecture` finds the sizes. Nothing here reads a file.
@@ -116,18 +112,13 @@ def recognise(
     """
     _refuse_others(shapes, where)
     moe = any(".experts." in key for key in shapes)
-    if any("minimind_dense" in key for key in shapes):
-        candidates = ["v_learn"]
-    elif "tok_embeddings.weight" in shapes:
-        candidates = ["v1", "v2a"]
-    elif "model.embed_tokens.weight" in shapes:
-        candidates = ["v3" if any(".q_norm." in key for key in shapes) else "v2"]
-    else:
+    candidates = [each.name for each in GENERATIONS.values() if _is_of(each, shapes)]
+    if not candidates:
         seen = ", ".join(list(shapes)[:4])
+        known = "; ".join(f"{' and '.join(g.marks)} ({g.name})" for g in GENERATIONS.values())
         raise CheckpointError(
             f"{where}: no MiniMind generation has these keys: {seen}, ... ({len(shapes)} in all). "
-            "Known ones hold minimind_dense (v_learn), tok_embeddings.weight (v1, v2a) or "
-            "model.embed_tokens.weight (v2, v3). Give model.path a full model's native file, or a "
+            f"Known ones hold {known}. Give model.path a full model's native file, or a "
             "Hugging Face folder"
         )
     if name is not None:
@@ -140,6 +131,16 @@ def recognise(
     if len(candidates) == 1:
         return GENERATIONS[candidates[0]], moe
     return GENERATIONS[_v1_or_v2a(shapes, where)], moe
+
+
+def _is_of(generation: Generation, keys: Iterable[str]) -> bool:
+    """Whether a state dict has the keys that tell a generation, and none that rule it out."""
+    keys = list(keys)
+
+    def found(mark: str) -> bool:
+        return any(mark in key if mark.startswith(".") else key.startswith(mark) for key in keys)
+
+    return all(map(found, generation.marks)) and not any(map(found, generation.absent))
 
 
 def _refuse_others(keys: Iterable[str], where: str) -> None:
