@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ SMALL = (
 )
 
 
-def run(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+def run(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The program itself, in an empty folder."""
     return subprocess.run(
         [sys.executable, "-m", "minimind_dpo.train", *overrides],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -102,6 +103,8 @@ def test_curves_samples_and_the_configuration_are_kept(finished: Path) -> None:
     rates = ("grad_norm", "learning_rate", "pairs_per_second", "tokens_per_second")
     assert {f"train/{name}" for name in (*rates, "weights_changed")} <= scalars
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
+    # The HParams tab, which has val/loss of step 0 as well, adds no second point.
+    assert [event.step for event in events.Scalars("val/loss")] == [0, 3]
     assert "## Step 0" in (finished / "samples.md").read_text()
     assert "beta: 0.1" in (finished / "config.yaml").read_text()
 
@@ -214,6 +217,81 @@ def test_a_run_that_died_before_its_export_writes_it_when_resumed(
     assert (more / "export" / "model.safetensors").read_bytes() == old["model.safetensors"]
 
 
+def plain(summary: Path) -> dict[str, Any]:
+    """Numbers of a summary that do not depend on the clock; NaN is no JSON."""
+
+    def refuse(word: str) -> None:
+        raise ValueError(word)
+
+    values = json.loads(summary.read_text(), parse_constant=refuse)
+    return {key: value for key, value in values.items() if "second" not in key}
+
+
+def test_a_run_killed_after_its_last_state_leaves_what_an_unbroken_one_leaves(
+    finished: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    more = tmp_path / "more"
+    shutil.copytree(finished, more)
+    shutil.rmtree(more / "export")
+    (more / "summary.json").unlink()
+    result = run(tmp_path, "experiment=demo", *SMALL, "run_dir=more", "resume=auto")
+    assert result.returncode == 0, result.stderr
+    assert plain(more / "summary.json") == plain(finished / "summary.json")
+    files = [folder / "csv" / "metrics.csv" for folder in (more, finished)]
+    assert sorted(files[0].read_text().splitlines()) == sorted(files[1].read_text().splitlines())
+    events = EventAccumulator(str(more / "tensorboard"))
+    events.Reload()
+    for tag in events.Tags()["scalars"]:
+        steps = [event.step for event in events.Scalars(tag)]
+        assert steps == sorted(set(steps)), tag
+
+
+def test_a_trial_of_all_parts_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "temporary").mkdir()
+    args = ("experiment=demo", *SMALL[1:], "trainer.fast_dev_run=2", "trainer.limit_val_batches=1")
+    result = run(
+        tmp_path / "here",
+        *args,
+        f"data.cache_dir={tmp_path / 'cache'}",
+        TMPDIR=str(tmp_path / "temporary"),
+    )
+    assert result.returncode == 0, result.stderr
+    assert "Done: every part works" in result.stdout
+    assert "step 2/2" in result.stdout
+    assert list((tmp_path / "here").iterdir()) == list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_a_run_that_its_time_ends_says_so_and_goes_on(tmp_path: Path) -> None:
+    args = ("experiment=demo", *SMALL, "run_dir=run")
+    result = run(tmp_path, *args, "trainer.max_time=00:00:00:00")
+    assert result.returncode == 0, result.stderr
+    told = "trainer.max_time ended training after step 1 of 3. Continue it: the same command with "
+    assert f"{told}resume=auto run_dir=run" in result.stdout
+    result = run(tmp_path, *args, "resume=auto")
+    assert result.returncode == 0, result.stderr
+    assert "ended training" not in result.stdout
+    with (tmp_path / "run" / "csv" / "metrics.csv").open() as file:
+        changed = [row["step"] for row in csv.DictReader(file) if row["train/weights_changed"]]
+    assert changed == ["3"]
+
+
+def test_a_run_that_diverged_fails_with_a_summary_and_exports_nothing(tmp_path: Path) -> None:
+    args = ("experiment=demo", *SMALL, "trainer.max_steps=4", "optim.lr=1e10", "run_dir=run")
+    result = run(tmp_path, *args)
+    assert result.returncode == 1
+    assert "Error: the run diverged, nothing is exported: " in result.stderr
+    assert "Lower optim.lr" in result.stderr
+    assert "Traceback" not in result.stderr
+    summary = plain(tmp_path / "run" / "summary.json")
+    assert summary["steps"] == 4
+    assert summary["bad_steps"] >= 2
+    assert "diverged" in summary
+    assert not (tmp_path / "run" / "export").exists()
+
+
 def test_callbacks_and_loggers_of_ones_own_run_beside_ours(tmp_path: Path) -> None:
     early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1"
     mine = "{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: mine, version: one}"
@@ -231,7 +309,7 @@ def test_callbacks_and_loggers_of_ones_own_run_beside_ours(tmp_path: Path) -> No
     assert result.returncode == 0, result.stderr
     assert "ended after step 2 of 9" in result.stdout
     curves = [
-        list(csv.DictReader((tmp_path / folder / "metrics.csv").open()))
+        list(csv.DictReader((tmp_path / folder / "metrics.csv").read_text().splitlines()))
         for folder in ("run/csv", "mine/lightning_logs/one")
     ]
     losses = [[(r["step"], r["val/loss"]) for r in rows if r["val/loss"]] for rows in curves]

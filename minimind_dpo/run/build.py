@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
@@ -21,18 +21,20 @@ from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.models.tokenizers import need_tokenizer
-from minimind_dpo.run.folder import Run, flat
+from minimind_dpo.run.folder import flat
 from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.callbacks.notebook_report import MicroBatchReport
 from minimind_dpo.training.callbacks.progress import make_progress
 from minimind_dpo.training.callbacks.samples import SampledAnswers
 from minimind_dpo.training.callbacks.throughput import Throughput
+from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.distributed import Agreement, make_strategy
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import StepGuard
+from minimind_dpo.training.options import seconds
 from minimind_dpo.training.reference import (
     AdapterOffReference,
     NoReference,
@@ -42,7 +44,6 @@ from minimind_dpo.training.reference import (
 )
 from minimind_dpo.training.resume.callback import make_checkpoints
 from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO
-from minimind_dpo.training.resume.csv_log import KeptCSVLogger, keep_until
 from minimind_dpo.training.resume.random_state import RandomState
 from minimind_dpo.training.signals import StopRequest
 
@@ -178,65 +179,6 @@ def build_module(
     )
 
 
-def build_loggers(config: Config, run: Run, extra: list[Logger], first: bool) -> list[Logger]:
-    """The configured logger and the user's own; every run also keeps its curves as CSV.
-
-    In a folder that holds curves already, what the run logs anew is dropped from them.
-
-    Args:
-        config: The configuration.
-        run: The run's folder, and the state that it goes on from.
-        extra: Made of `logger.extra`.
-        first: Whether this is the rank that logs.
-
-    Raises:
-        ModuleNotFoundError: The logger's own package is not installed; says which extra has it.
-    """
-    options: dict[str, Any] = dict(config.logger.options)
-    run_dir = run.folder
-    if config.logger.name == "none":
-        return extra
-    step, validation_due = -1, False
-    if run.header is not None:
-        step, validation_due = run.header.step, run.header.validation_due
-    if first:
-        keep_until(run_dir / "csv" / "metrics.csv", step, validation_due)
-    csv = KeptCSVLogger(run_dir, **_csv_options(config))
-    if config.logger.name == "csv":
-        return [csv, *extra]
-    if config.logger.name == "tensorboard":
-        tensorboard = TensorBoardLogger(
-            str(run_dir),
-            name="",
-            version="tensorboard",
-            default_hp_metric=False,
-            # Hides what an earlier launch logged after the state that this one goes on from.
-            purge_step=step + 1,
-            **options,
-        )
-        return [tensorboard, csv, *extra]
-    try:
-        if config.logger.name == "wandb":
-            from lightning.pytorch.loggers import WandbLogger
-
-            wandb = WandbLogger(save_dir=str(run_dir), name=run_dir.name, **options)
-            return [wandb, csv, *extra]
-        from swanlab.integration.pytorch_lightning import SwanLabLogger
-
-        swanlab = SwanLabLogger(experiment_name=run_dir.name, logdir=str(run_dir), **options)
-        return [swanlab, csv, *extra]
-    except ModuleNotFoundError as error:
-        name = config.logger.name
-        raise ModuleNotFoundError(
-            f"logger={name} needs a package that is not installed: "
-            f"pip install 'minimind-dpo[{name}]'"
-        ) from error
-
-
-def _csv_options(config: Config) -> dict[str, Any]:
-    return dict(config.logger.options) if config.logger.name == "csv" else {}
-
-
 def build_callbacks(
     config: Config,
     policy: LoadedModel,
@@ -271,6 +213,8 @@ def build_callbacks(
             config.trainer.check_val_every_n_epoch,
         ),
     ]
+    if config.trainer.max_time is not None:
+        callbacks.append(TimeLimit(seconds(config.trainer.max_time)))
     if watching.weights_changed:
         callbacks.append(WeightsChanged())
     if watching.samples.enabled:
@@ -314,7 +258,7 @@ def build_trainer(
     keywords["strategy"] = make_strategy(
         keywords["strategy"], plan.division.world_size, config.guard.rank_timeout
     )
-    keywords["log_every_n_steps"] = plan.log_every
+    keywords |= {"log_every_n_steps": plan.log_every, "max_time": None}  # TimeLimit has it
     # ValidationSchedule has what was configured; it decides between optimizer steps.
     keywords |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
     keywords["plugins"] = [AtomicCheckpointIO()]

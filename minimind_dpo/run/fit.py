@@ -4,34 +4,25 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
-import warnings
+import tempfile
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.settle import settle
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.report import print_data_report
+from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.callback import DemoJudge
-from minimind_dpo.kernels.cpu_matmul import choose_library
-from minimind_dpo.kernels.keep_memory import keep_freed_memory
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.objective.check_options import padded_mean_warning, supports_margins
-from minimind_dpo.objective.losses.registry import LOSSES
-from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.build import (
     build_callbacks,
-    build_datamodule,
-    build_loggers,
     build_module,
     build_policy,
     build_reference,
@@ -44,31 +35,30 @@ from minimind_dpo.run.export_weights import export_weights, write_model_card
 from minimind_dpo.run.extra import build_extra
 from minimind_dpo.run.folder import (
     Run,
-    claim_run,
     flat,
-    make_folder,
-    tell_ranks,
-    write_config,
     write_json,
 )
-from minimind_dpo.run.identity import check_identity
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.lock_watch import LockWatch
+from minimind_dpo.run.loggers import build_loggers
+from minimind_dpo.run.opening import open_run
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.run.plan import RunPlan, print_plan
+from minimind_dpo.run.process import prepare_process
 from minimind_dpo.run.summary import (
     SUMMARY,
     Clock,
-    finished,
-    set_summary_aside,
+    only_finite,
     summarise,
     take_best_weights,
-    tell_finished,
 )
 from minimind_dpo.run.verdict import RunVerdict
-from minimind_dpo.training.distributed import RankGuard, decided, forget_failure
+from minimind_dpo.training.callbacks.time_limit import TimeLimit
+from minimind_dpo.training.distributed import RankGuard, decided
 from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
+from minimind_dpo.training.resume.curves import log_hyperparameters
 from minimind_dpo.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -110,7 +100,27 @@ def fit(
             stop = StopRequest(config.guard.stop_grace)
             ending.callback(stop.restore)
             stop.install()  # before Lightning does, whose handlers are not the ones to give back
+        if config.trainer.fast_dev_run:
+            # All of a run is tried, its folder too; nothing of it stays.
+            folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="minimind_dpo-"))
+            config = replace(config, run_dir=folder, resume=None)
         return _fit(config, stop, ranks or RankGuard(), ending.enter_context(FolderLock()), clock)
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """What a run is made of."""
+
+    config: Config
+    run: Run
+    plan: RunPlan
+    trainer: L.Trainer
+    module: DPOModule
+    data: PreferenceDataModule
+    policy: LoadedModel
+    chat: Chat
+    verdict: RunVerdict
+    judge: DemoJudge | None
 
 
 def _fit(
@@ -118,11 +128,11 @@ def _fit(
 ) -> dict[str, Any]:
     first = launch.rank() == 0
     config = settle(config)
-    _prepare_process(config)
+    prepare_process(config)
     extra = build_extra("callbacks.extra", config.callbacks.extra, Callback)
     extra_loggers = build_extra("logger.extra", config.logger.extra, Logger)
     tokenizer = build_tokenizer(config)
-    run, data, plan, identity, summary = _open_run(config, tokenizer, lock, first)
+    run, data, plan, identity, summary = open_run(config, tokenizer, lock, first)
     if summary is not None:
         return summary
     if run.checkpoint is not None and run.header is not None:
@@ -139,8 +149,9 @@ def _fit(
         config, policy, chat, run.folder, extra, belongs=identity, stop=stop
     )
     verdict = RunVerdict(config, policy, data, run.folder, stop)
-    judge = DemoJudge(policy.model, chat, config.seed)
-    callbacks += [verdict, judge] if config.callbacks.judge == "demo" else [verdict]
+    judged = config.callbacks.judge == "demo"
+    judge = DemoJudge(policy.model, chat, config.seed) if judged else None
+    callbacks += [verdict] if judge is None else [verdict, judge]
     callbacks.append(LockWatch(lock))
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
@@ -148,92 +159,92 @@ def _fit(
     if first:
         print_plan(plan, config, trainer, policy.model, console)
     log.info(f"Run folder: {run.folder}")
-    before = _start(trainer, module, data, run)
-    if run.checkpoint is None:
-        _log_hyperparameters(config, trainer, before)
-    trainer.fit(module, datamodule=data, ckpt_path=run.checkpoint, weights_only=True)
-    _validate_after(trainer, module, data)
+    parts = _Parts(config, run, plan, trainer, module, data, policy, chat, verdict, judge)
+    before = _start(parts)
+    diverged = _train(parts)
     last = dict(module.last_val_metrics)
-    if config.export.which == "best" and take_best_weights(trainer, module):
+    best = config.export.which == "best" and diverged is None
+    if best and take_best_weights(trainer, module):
         _validate_exported(trainer, module, data)
-    if not trainer.is_global_zero:
-        return {}
-    judgement = verdict.conclude(module.current_step)
-    exported: list[str] | None = None
-    refusal: CheckpointError | None = None
-    try:
-        exported = export_weights(config, policy, chat, run.folder)
-    except CheckpointError as error:  # the training diverged: its numbers say so
-        refusal = error
-    summary = summarise(config, trainer, module, data, policy, before, last, clock)
-    summary["exported"] = exported
-    summary["verdict"] = judgement
-    if judge in callbacks:
-        summary["demo"] = judge.conclude(before, module.last_val_metrics)
-        summary["weights"]["demo"] = module.current_step
-    write_model_card(config, policy, summary, run.folder)
-    write_json(summary, run.folder / SUMMARY)
-    if refusal is not None:
-        raise refusal
-    log.info(f"Done. Weights: {run.folder / 'export'}  Numbers: {run.folder / SUMMARY}")
-    if config.logger.name == "tensorboard":
-        log.info(f"Curves: tensorboard --logdir {run.folder}")
+    summary = {}
+    if trainer.is_global_zero:
+        summary = summarise(config, plan, trainer, module, data, policy, before, last, clock)
+        diverged = _leave(parts, summary, diverged)
+    if diverged is not None:
+        raise diverged
     return summary
 
 
-def _prepare_process(config: Config) -> None:
-    """What holds for the whole process: messages, seeds, threads, memory, precision of products."""
-    _quiet(config.log_level)
-    L.seed_everything(config.seed, workers=False, verbose=False)
-    if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
-        keep_freed_memory()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    torch.set_float32_matmul_precision(config.model.matmul_precision)
-    choose_library(config.model.matmul_library)
-    if config.loss.reduction == "padded_mean":
-        log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
+def _train(parts: _Parts) -> NotFiniteError | None:
+    """Train and validate what that gives; why there is nothing to export, if it diverged."""
+    trainer, module, data = parts.trainer, parts.module, parts.data
+    checkpoint = parts.run.checkpoint
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except NotFiniteError as error:
+        return error
+    _validate_after(trainer, module, data)
+    return module.divergence()
 
 
-def _open_run(
-    config: Config, tokenizer: PreTrainedTokenizerBase, lock: FolderLock, first: bool
-) -> tuple[Run, PreferenceDataModule, RunPlan, dict[str, Any], dict[str, Any] | None]:
-    """Read the data, and only when it is sound and fits what is resumed, make the run's folder.
+def _leave(
+    parts: _Parts, summary: dict[str, Any], diverged: NotFiniteError | None
+) -> NotFiniteError | None:
+    """Write what a run leaves, its summary last, and say how it ended.
 
     Returns:
-        The run, its data and plan, what its checkpoints belong to, and its summary if it has
-        finished.
+        Why there is no export, if it diverged.
     """
-    timeout = config.guard.rank_timeout
-    run = decided(lambda: claim_run(config, lock), timeout)
-    data = build_datamodule(config, tokenizer, progress=first)
-    data.prepare_data()
-    _check_margins(config, data)
-    plan = RunPlan.of(config, data)
-    identity = check_identity(config, data, run)
-    summary = finished(config, run)
-    if summary is not None:
-        tell_finished(config, run, summary)
-        return run, data, plan, identity, summary
-    run = decided(lambda: make_folder(run, lock, first), timeout)
-    tell_ranks(run)
-    if first:
-        write_config(config, run.folder)
-        forget_failure(run.folder)
-        set_summary_aside(run.folder)
-        print_data_report(data, console)
-    return run, data, plan, identity, None
+    config, folder, step = parts.config, parts.run.folder, parts.module.current_step
+    if diverged is None:
+        summary["verdict"] = parts.verdict.conclude(step)
+        try:
+            summary["exported"] = export_weights(config, parts.policy, parts.chat, folder)
+        except CheckpointError as error:  # too large for the half precision of a native file
+            diverged = NotFiniteError(f"the run diverged, it is not exported: {error}")
+    if diverged is not None:
+        write_json(only_finite({**summary, "diverged": str(diverged)}), folder / SUMMARY)
+        return diverged
+    if parts.judge is not None:
+        metrics = parts.module.last_val_metrics
+        summary["demo"] = parts.judge.conclude(summary["val_before"], metrics)
+        summary["weights"]["demo"] = step
+    write_model_card(config, parts.policy, summary, folder)
+    write_json(summary, folder / SUMMARY)
+    _tell_end(parts)
+    return None
 
 
-def _start(
-    trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule, run: Run
-) -> dict[str, float]:
-    """Validation at step 0, or what it was in the run that is resumed."""
-    newest = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ResumeCheckpoint))
-    if run.header is None:
-        newest.start_metrics = _validate_before(trainer, module, data)
+def _tell_end(parts: _Parts) -> None:
+    """Where the results are; before, whether the run ended before its last step."""
+    config, folder = parts.config, parts.run.folder
+    if config.trainer.fast_dev_run:
+        log.info("Done: every part works. Of a trial (trainer.fast_dev_run) no file of it stays")
+        return
+    steps, total = parts.trainer.global_step, parts.plan.steps
+    of = "" if total is None else f" of {total}"
+    callbacks: list[Callback] = parts.trainer.callbacks  # type: ignore[attr-defined]
+    if total is not None and steps >= total:
+        pass
+    elif any(isinstance(callback, TimeLimit) and callback.reached for callback in callbacks):
+        how = f"Continue it: the same command with resume=auto run_dir={folder}"
+        log.info(f"trainer.max_time ended training after step {steps}{of}. {how}")
     else:
-        newest.start_metrics = dict(run.header.start_metrics)
+        log.info(f"Training ended after step {steps}{of}: a callback asked for it")
+    log.info(f"Done. Weights: {folder / 'export'}  Numbers: {folder / SUMMARY}")
+    if config.logger.name == "tensorboard":
+        log.info(f"Curves: tensorboard --logdir {folder}")
+
+
+def _start(parts: _Parts) -> dict[str, float]:
+    """Validation at step 0, or what it was in the run that is resumed."""
+    trainer, module, header = parts.trainer, parts.module, parts.run.header
+    newest = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ResumeCheckpoint))
+    if header is None:
+        _log_hyperparameters(parts)
+        newest.start_metrics = _validate_before(trainer, module, parts.data)
+    else:
+        newest.start_metrics = dict(header.start_metrics)
     return newest.start_metrics
 
 
@@ -265,27 +276,11 @@ def _validate_before(
     return dict(module.last_val_metrics)
 
 
-def _check_margins(config: Config, data: PreferenceDataModule) -> None:
-    """Refuse data that asks for margins where the loss has none, before a model is loaded."""
-    options = config.loss
-    for store in data.stores:
-        asking = np.flatnonzero(store.margins)
-        if len(asking) and not supports_margins(options):
-            kinds = [name for name, loss in LOSSES.items() if "margin" in loss.uses]
-            where = f"{len(asking)} pairs ask for a margin ({store.source(int(asking[0]))} first)"
-            why = f"has no reward gap that a margin could be taken off, but {where}"
-            fix = f"Remove the 'margin' column, or use one of {', '.join(kinds)}."
-            raise ConfigError([Problem("loss.type", why, fix, config.loss.type)])
-
-
-def _log_hyperparameters(config: Config, trainer: L.Trainer, before: dict[str, float]) -> None:
+def _log_hyperparameters(parts: _Parts) -> None:
     """Configuration in the HParams tab, beside the curves that runs are compared by."""
-    metrics = {f"val/{n}": before[n] for n in ("loss", "rewards/accuracies") if n in before}
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            logger.log_hyperparams(_hyperparameters(config), metrics)
-        else:
-            logger.log_hyperparams(_hyperparameters(config))
+    curves = ["val/loss", "val/rewards/accuracies"] if parts.plan.val_pairs else []
+    for logger in parts.trainer.loggers:
+        log_hyperparameters(logger, _hyperparameters(parts.config), curves)
 
 
 def _hyperparameters(config: Config) -> dict[str, Any]:
@@ -295,20 +290,3 @@ def _hyperparameters(config: Config) -> dict[str, Any]:
     kept = (*groups, *(f"trainer.{name}" for name in (*trainer, "gradient_clip_val")))
     values = flat(config)
     return {key: values[key] for prefix in kept for key in values if key.startswith(prefix)}
-
-
-def _quiet(level: str) -> None:
-    """Our own messages at the asked level on the first rank; Lightning's only where they matter."""
-    shown = getattr(logging, level.upper()) if launch.rank() == 0 else logging.ERROR
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
-    logging.getLogger("minimind_dpo").setLevel(shown)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(max(shown, logging.WARNING))
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval.*")
-    # The module reduces its sums over ranks itself, exactly, before it logs their means.
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
-    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero.*")
-    warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
-    warnings.filterwarnings("ignore", ".*functional.all_gather is deprecated.*")

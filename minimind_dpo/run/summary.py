@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.disk import read_json
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.folder import Run, versions
+from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
@@ -122,8 +124,18 @@ def take_best_weights(trainer: L.Trainer, module: DPOModule) -> bool:
     return True
 
 
+def only_finite(value: Any) -> Any:
+    """Plain values without NaN and infinity, which JSON does not know: null in their place."""
+    if isinstance(value, dict):
+        return {key: only_finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [only_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def summarise(
     config: Config,
+    plan: RunPlan,
     trainer: L.Trainer,
     module: DPOModule,
     data: PreferenceDataModule,
@@ -136,6 +148,7 @@ def summarise(
 
     Args:
         config: The configuration.
+        plan: What the run was to do.
         trainer: After training.
         module: With the weights that are exported.
         data: The data.
@@ -148,6 +161,8 @@ def summarise(
     throughput = callbacks[Throughput]
     assert data.train_store is not None
     changed = callbacks.get(WeightsChanged)
+    if changed is not None:
+        changed.measure(trainer, module)  # a run resumed at its end has not trained
     return {
         "name": config.name,
         "train": module.last_train_metrics,
@@ -157,7 +172,8 @@ def summarise(
         "weights": _steps_of(trainer, module, before, last),
         "pairs_seen": throughput.pairs,
         "steps": trainer.global_step,
-        "epochs": trainer.current_epoch,
+        # Lightning's own number is another one where a run is resumed at its end.
+        "epochs": math.ceil(trainer.global_step / plan.steps_per_epoch),
         "wall_seconds": clock.wall,
         "cpu_seconds": clock.cpu,
         "training_seconds": throughput.seconds,

@@ -269,9 +269,11 @@ def objective(folder: Path) -> float | None:
     """A finished job's validation loss, or its training loss where nothing was validated.
 
     Returns:
-        None where its summary is missing or broken, or has no finite one.
+        None where its summary is missing or broken, or has no finite one, or the run diverged.
     """
     summary = read_json(folder / "summary.json")
+    if isinstance(summary, dict) and "diverged" in summary:
+        return None
     for part in ("val", "train"):
         losses = summary.get(part) if isinstance(summary, dict) else None
         value: Any = losses.get("loss") if isinstance(losses, dict) else None

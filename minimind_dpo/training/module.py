@@ -27,7 +27,7 @@ from minimind_dpo.objective.logps import AuxLoss
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
-from minimind_dpo.training.nan_guard import StepGuard
+from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
 from minimind_dpo.training.optim import make_optimizer, schedule_factor
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import NoReference, OnlineReference, ReferenceScorer
@@ -161,6 +161,11 @@ class DPOModule(L.LightningModule):
         self._tell_trainer("val", self.last_val_metrics, logger=True)
         # Lightning's own way to name the step; it would count one less.
         self.log("step", _exact(self.current_step), batch_size=1)
+
+    def divergence(self) -> NotFiniteError | None:
+        """Why this module, after training, is not fit for use; None where it is."""
+        weights = {name: p for name, p in self.policy.named_parameters() if p.requires_grad}
+        return self.guard.divergence(weights, self.last_val_metrics.get("loss", 0.0))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is counted and reported besides weights."""

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Final
 
 import lightning as L
 import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
+
+
+_ADVICE: Final = (
+    "Lower optim.lr, use trainer.precision=32-true or bf16-mixed, and look at the pairs named above"
+)
 
 
 class NotFiniteError(RuntimeError):
@@ -89,9 +95,26 @@ class StepGuard:
         if self.exhausted:
             raise NotFiniteError(
                 f"{self.in_a_row} optimizer steps in a row were not finite "
-                f"(guard.max_bad_steps={self.max_bad_steps}). Lower optim.lr, use "
-                "trainer.precision=32-true or bf16-mixed, and look at the pairs named above."
+                f"(guard.max_bad_steps={self.max_bad_steps}). {_ADVICE}"
             )
+
+    def divergence(self, weights: Mapping[str, Tensor], val_loss: float) -> NotFiniteError | None:
+        """Why a run that has reached its end has not trained; None where it has.
+
+        Args:
+            weights: By name.
+            val_loss: Of the last validation; a finite number where there was none.
+        """
+        bad = [name for name, tensor in weights.items() if not bool(tensor.isfinite().all())]
+        if bad:
+            why = f"{len(bad)} of {len(weights)} weights hold NaN or infinity ({bad[0]} first)"
+        elif not math.isfinite(val_loss):
+            why = f"the last validation has loss {val_loss}"
+        elif self.in_a_row > 1:
+            why = f"its last {self.in_a_row} optimizer steps were not finite, and not taken"
+        else:
+            return None
+        return NotFiniteError(f"the run diverged, nothing is exported: {why}. {_ADVICE}")
 
     def _suspects(self) -> str:
         rows = torch.cat([index for index, _ in self._window] or [torch.zeros(0)]).tolist()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from minimind_dpo.options.limits import (
@@ -52,11 +53,24 @@ STRATEGIES: Final = (
 def is_time(value: Any) -> bool:
     """DD:HH:MM:SS, or {hours: 2, minutes: 30}."""
     if isinstance(value, dict):
-        return bool(value) and all(
+        shaped = bool(value) and all(
             unit in _TIME_UNITS and is_number(amount) and amount >= 0
             for unit, amount in value.items()
         )
-    return isinstance(value, str) and _TIME.fullmatch(value) is not None
+    else:
+        shaped = isinstance(value, str) and _TIME.fullmatch(value) is not None
+    try:
+        return shaped and seconds(value) >= 0
+    except OverflowError:
+        return False
+
+
+def seconds(value: str | Mapping[str, float]) -> float:
+    """Seconds of `DD:HH:MM:SS`, or of units as keywords of `timedelta`."""
+    if not isinstance(value, str):
+        return timedelta(**value).total_seconds()
+    days, hours, minutes, rest = map(int, value.split(":"))
+    return timedelta(days, rest, hours=hours, minutes=minutes).total_seconds()
 
 
 def is_amount(value: Any) -> bool:

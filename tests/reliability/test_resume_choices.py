@@ -23,7 +23,6 @@ from minimind_dpo.training.resume.checkpoint_io import (
     Header,
     step_file,
 )
-from minimind_dpo.training.resume.csv_log import keep_until, read_rows
 from minimind_dpo.training.resume.position import ResumeMismatchError, check_belongs, differences
 
 
@@ -200,18 +199,3 @@ def test_positions_are_carried_over_in_whole_steps() -> None:
     # 20 pairs a step: 72 pairs lie between its steps 3 and 4.
     assert carry_over(18, one, other) == (12, False)
     assert carry_over(25, one, other) == (20, True)
-
-
-def test_curves_keep_what_a_resumed_run_does_not_log_again(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    rows = "step,train/loss,val/loss\n0,,0.7\n1,0.6,\n2,0.5,\n2,,0.4\n3,0.3,\n3,0."
-    path.write_text(rows)
-    keep_until(path, 2, validation_due=True)
-    assert [(r["step"], r["val/loss"]) for r in read_rows(path)[1]] == [
-        ("0", "0.7"),
-        ("1", ""),
-        ("2", ""),
-    ]
-    keep_until(path, -1, validation_due=False)
-    assert read_rows(path) == (["step", "train/loss", "val/loss"], [])
-    keep_until(tmp_path / "missing.csv", 3, validation_due=False)

@@ -47,7 +47,7 @@ def header(step: int) -> Header:
         epochs=1,
         shape={"world_size": 2},
         belongs={"data": {"train": "abc"}},
-        validation_due=True,
+        rows=5,
         start_metrics={"loss": 0.7},
     )
 
@@ -68,7 +68,7 @@ def test_what_is_saved_is_read_back_with_nothing_left_beside_it(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     "change",
-    [{"step": "7"}, {"step": True}, {"belongs": None}, {"shape": [1]}, {"validation_due": 1}],
+    [{"step": "7"}, {"step": True}, {"belongs": None}, {"shape": [1]}, {"rows": True}],
 )
 def test_a_state_whose_header_is_another_one_is_no_state_of_this_program(
     tmp_path: Path, change: dict[str, Any]

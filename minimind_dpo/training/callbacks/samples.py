@@ -93,6 +93,8 @@ class SampledAnswers(Callback):
         if not trainer.is_global_zero or step == self._newest:
             return
         self._newest = step
+        if module.divergence() is not None:
+            return  # there is nothing to draw from, which on a GPU ends the process
         prompts, ids = self._prompts(trainer)
         if not prompts:
             return

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+
+from minimind_dpo.training.options import seconds
 
 _NEVER: Final = 1 << 60
 
@@ -97,11 +98,3 @@ def crosses(step: int, between: float) -> bool:
     between = max(1.0, between)
     # Shares are not exact: 0.1 x 30 is a little more than 3.
     return math.floor(step / between + 1e-9) > math.floor((step - 1) / between + 1e-9)
-
-
-def seconds(value: str | Mapping[str, float]) -> float:
-    """Seconds of `DD:HH:MM:SS`, or of units as keywords of `timedelta`."""
-    if not isinstance(value, str):
-        return timedelta(**value).total_seconds()
-    days, hours, minutes, rest = map(int, value.split(":"))
-    return timedelta(days, rest, hours=hours, minutes=minutes).total_seconds()

@@ -23,6 +23,7 @@ class WeightsChanged(Callback):
 
     def __init__(self) -> None:
         self.share = 0.0
+        self._step = 0
         self._start: dict[str, Tensor] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -37,17 +38,18 @@ class WeightsChanged(Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure beside each validation that has trained something."""
-        if trainer.global_step:
-            self._measure(trainer, pl_module)
+        self.measure(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure what the run has done."""
-        self._measure(trainer, pl_module)
+        self.measure(trainer, pl_module)
 
-    def _measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+    def measure(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Measure after this step, unless that is done."""
         assert isinstance(module, DPOModule)
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or trainer.global_step == self._step:
             return
+        self._step = trainer.global_step
         current = dict(module.policy.named_parameters())
         changed = sum(
             int(torch.count_nonzero(current[name].detach().cpu() != start))

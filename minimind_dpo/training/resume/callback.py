@@ -25,6 +25,7 @@ from minimind_dpo.training.resume.checkpoint_io import (
     step_file,
     step_files,
 )
+from minimind_dpo.training.resume.curves import rows_logged
 from minimind_dpo.training.resume.position import (
     Boundary,
     ResumeMismatchError,
@@ -159,8 +160,6 @@ class ResumeCheckpoint(Checkpoint):
         """
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop._should_accumulate():
-            # A time limit that ends here is over at the end of the step as well.
-            trainer.should_stop = False
             looks = self._looks.between_micro_batches(trainer, batch_idx)
             if looks and self.stop.agreed(trainer, after=self.stop.grace):
                 self._save_boundary(trainer)
@@ -231,11 +230,9 @@ class ResumeCheckpoint(Checkpoint):
             "shape": step_shape(trainer),
             "step": trainer.global_step,
             "epochs": epochs_done(trainer),
-            "validation_due": self._saving and self._validation_due,
+            "rows": rows_logged(trainer),
             "start_metrics": self.start_metrics,
         }
-        # A time limit counts for one launch: a job that ran into it has to go on when resumed.
-        checkpoint["callbacks"].pop("Timer", None)
         if self._saving:
             mark_complete(checkpoint["loops"]["fit_loop"], self._validation_due)
 

@@ -125,7 +125,7 @@ class Header:
         epochs: Whole epochs that were done.
         shape: How a step was spread; see `position.step_shape`.
         belongs: What it was made with; see `position.differences`.
-        validation_due: Whether the validation at this step is still to be run.
+        rows: Rows of the run's `metrics.csv` that were logged before; -1 where it has none.
         start_metrics: Validation before training.
     """
 
@@ -133,7 +133,7 @@ class Header:
     epochs: int
     shape: dict[str, int]
     belongs: dict[str, Any]
-    validation_due: bool
+    rows: int
     start_metrics: dict[str, float]
 
     @classmethod

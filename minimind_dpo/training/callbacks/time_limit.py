@@ -1,0 +1,50 @@
+"""`trainer.max_time`, looked at between optimizer steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback
+
+from minimind_dpo.training.module import DPOModule
+
+
+class TimeLimit(Callback):
+    """Ends training after some time, at the end of a step; each launch of a run has all of it.
+
+    Lightning's own Timer ends it between two micro-batches of a step as well, whose gradients are
+    then lost.
+
+    Args:
+        seconds: From the first step of this launch.
+
+    Attributes:
+        reached: Whether it has ended this launch.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.reached = False
+        self._started = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the clock."""
+        self._started = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Ask all ranks alike to stop; the first one's clock decides."""
+        assert isinstance(pl_module, DPOModule)
+        if not pl_module.at_step_boundary(batch_idx):
+            return
+        over = time.monotonic() - self._started >= self.seconds
+        self.reached = trainer.strategy.broadcast(over) if trainer.world_size > 1 else over
+        trainer.should_stop = trainer.should_stop or self.reached
