@@ -33,6 +33,7 @@ from minimind_dpo.config.command_line import quoted
 from minimind_dpo.config.source import Source
 from minimind_dpo.disk import read_json, write_text
 from minimind_dpo.options.limits import is_number
+from minimind_dpo.report.sweep import tell_answer
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.options import parse_devices
 
@@ -71,6 +72,8 @@ def run_sweep(folder: Path, through_hydra: Callable[[], None]) -> int:
         if unfinished or code:
             left = f"Unfinished jobs of {folder}: {', '.join(unfinished) or 'none'}"
             print(f"{left}. The same command with run_dir={folder} runs what is left of the sweep")
+        if any(objective(job.parent) is not None for job in folder.glob("*/job.json")):
+            tell_answer(folder)
     return code if isinstance(code, int) and code else int(bool(unfinished or code))
 
 

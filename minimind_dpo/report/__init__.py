@@ -1,0 +1,1 @@
+"""What runs and sweeps came to, read from their folders: tables, pages, a recommendation."""
