@@ -216,8 +216,16 @@ class PreferenceBatch:
         """P, which may be 0."""
         return self.pair_index.numel()
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> PreferenceBatch:
-        """Copy on `device`, one transfer a dtype; floats keep their precision."""
+    def to(self, device: torch.device | str, non_blocking: bool | None = None) -> PreferenceBatch:
+        """Copy on `device`, one transfer a dtype; floats keep their precision.
+
+        Args:
+            device: Where to.
+            non_blocking: Let the host go on during the copy. None: on the way to CUDA, as Lightning
+                asks it of plain tensors alone.
+        """
+        if non_blocking is None:
+            non_blocking = torch.device(device).type == "cuda"
         return self._map(lambda buffer: buffer.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> PreferenceBatch:

@@ -138,8 +138,8 @@ def test_examples_of_data_are_read_as_what_they_show(name: str) -> None:
 def commands(name: str) -> list[list[str]]:
     """Arguments of each training command, continued lines joined."""
     found = []
-    for _, code in code_blocks(name):
-        for line in code.replace("\\\n", " ").splitlines():
+    for kind, code in code_blocks(name):
+        for line in code.replace("\\\n", " ").splitlines() if kind == "sh" else ():
             match = re.search(r"-m minimind_dpo\.train(.*)", line)
             if match:
                 found.append(shlex.split(match.group(1), comments=True))

@@ -255,10 +255,13 @@ class PreferenceDataModule(L.LightningDataModule):
             epochs: How many epochs training may take; None for no bound.
             steps: How many optimizer steps it may take; None for no bound.
         """
-        train, val = self.train_sampler().visited(epochs, steps), self.val_rows
-        if len(val):
-            val = self.val_sampler().visited(1)
+        train, val = self.train_sampler().visited(epochs, steps), self.validated_rows()
         return [np.union1d(train, val)] if len(self.stores) == 1 else [train, val]
+
+    def validated_rows(self) -> np.ndarray:
+        """Sorted rows of `val_store` that validation visits; none where it is off."""
+        off = self.trainer is not None and self.trainer.limit_val_batches == 0
+        return self.val_rows[:0] if off or not len(self.val_rows) else self.val_sampler().visited(1)
 
     def some_prompts(self, count: int) -> list[list[int]]:
         """Token ids of a few different prompts, held out from training where any are.

@@ -89,9 +89,10 @@ def build_evaluation(
         ConfigError: A judge does not know the prompts, or `evaluate.text` holds too little.
     """
     chat = data.tokenizer.chat
-    if data.val_store is None or not len(data.val_rows):
+    rows = data.validated_rows()
+    if data.val_store is None or not len(rows):
         return None
-    held_out = [data.val_store[row] for row in data.val_rows.tolist()]
+    held_out = [data.val_store[row] for row in rows.tolist()]
     prompts = _choose_prompts(config, data, held_out)
     reference = reference_of(config, policy.model)
     random = np.random.default_rng(config.evaluate.seed)

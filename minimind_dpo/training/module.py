@@ -188,12 +188,6 @@ class DPOModule(L.LightningModule):
         self.last_val_metrics = dict(kept["last_val_metrics"])
         self._go_on_summing(kept["train_sums"])
 
-    def transfer_batch_to_device(
-        self, batch: PreferenceBatch, device: torch.device, dataloader_idx: int
-    ) -> PreferenceBatch:
-        """Copy without waiting: Lightning asks for that of tensors alone, not of a batch."""
-        return batch.to(device, non_blocking=device.type == "cuda")
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a schedule that moves once per optimizer step."""
         trainer = self.trainer
