@@ -23,6 +23,9 @@ _REFUSALS: Final = {
         "raise the limit (ulimit -n 4096), or lower data.num_workers",
     ),
     errno.ENFILE: ("the machine has too many files open", "end other processes"),
+    errno.EISDIR: ("a folder is there", "move it elsewhere"),
+    errno.ENOTDIR: ("a file is there where a folder has to be", "move it elsewhere"),
+    errno.EEXIST: ("something of another kind is there", "move it elsewhere"),
     errno.ENAMETOOLONG: (
         "the name is too long (most file systems take 255 bytes; a Chinese character is 3)",
         "shorten it",

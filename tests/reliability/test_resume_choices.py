@@ -36,7 +36,7 @@ def _outside_any_job(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def run_with(folder: Path, *steps: int) -> Path:
     for step in steps:
-        header = asdict(Header(step, 0, {}, {}, False, {}))
+        header = asdict(Header(step, 0, {}, {}, -1, {}))
         state = {"state_dict": {}, "loops": {}, HEADER: header, "w": torch.zeros(1)}
         AtomicCheckpointIO().save_checkpoint(state, step_file(folder / "checkpoints", step))
     return folder
