@@ -64,8 +64,7 @@ def add_adapters(
         task_type="CAUSAL_LM",
     )
     try:
-        with warnings.catch_warnings():  # about a tied head, which is refused below
-            warnings.simplefilter("ignore", UserWarning)
+        with _without_warnings():
             model.add_adapter(settings)
     except (ValueError, re.error) as error:
         why = " ".join(str(error).split())[:200]  # peft may print the whole model
@@ -75,6 +74,15 @@ def add_adapters(
             f"model.lora.target_modules={target_modules}: the head ({_head_name(model)}) cannot "
             "have adapters, since it is run in chunks of the vocabulary. Leave it out"
         )
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Keep peft's out of the log: of a tied head, which is refused, and of weights of experts."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", RuntimeWarning)
+        yield
 
 
 def _head_name(model: PreTrainedModel) -> str:
@@ -154,7 +162,7 @@ def add_saved_adapters(model: PreTrainedModel, folder: Path) -> None:
         settings = PeftConfig.from_pretrained(str(folder))
         if not isinstance(settings, LoraConfig):
             raise CheckpointError(f"its adapters are {settings.peft_type}, and only LoRA is read")
-        with quiet():
+        with quiet(), _without_warnings():
             report = model.load_adapter(
                 peft_config=settings,  # type: ignore[arg-type]
                 adapter_state_dict=tensors,
@@ -188,18 +196,20 @@ def take_adapters_out(model: PreTrainedModel) -> list[Any]:
     """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers: list[Any] = []
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            parent, _, child = name.rpartition(".")
-            base = module.get_base_layer()
+    layers: dict[str, Any] = {
+        name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    }
+    for name, layer in layers.items():
+        parent, _, child = name.rpartition(".")
+        # One module may have several around it: those of the two stacked weights of experts.
+        if parent not in layers:
+            base = layer.get_base_layer()
             assert isinstance(base, nn.Module)
             setattr(model.get_submodule(parent), child, base)
-            layers.append(module)
     model._hf_peft_config_loaded = False
     del model.peft_config
     model.requires_grad_(True)
-    return layers
+    return list(layers.values())
 
 
 def base_name(parameter: str) -> str | None:

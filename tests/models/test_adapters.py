@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from golden_support import Golden
 from peft import AutoPeftModelForCausalLM
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
@@ -78,6 +80,16 @@ def test_a_run_is_its_export_and_its_adapters_are_added_to_their_model(
     both = load_model(native, config=HEADS, adapters=tmp_path / "run" / "adapters")
     assert both.dialect.name == "v2"
     assert (logits(both.model) - trained).abs().max() < 1e-5
+
+
+def test_adapters_on_the_stacked_weights_of_experts_come_out_whole(
+    golden: Callable[[str], Golden], tmp_path: Path
+) -> None:
+    loaded = load_model(golden("v3_moe_top2").path, tiny_tokenizer())
+    trained = write_run(tmp_path / "run", loaded)
+    assert (logits(loaded.model) - trained).abs().max() < 1e-4
+    for path in ("run", "run/adapters"):
+        assert (logits(load_model(tmp_path / path).model) - trained).abs().max() < 1e-4
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # peft's own
