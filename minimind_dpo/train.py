@@ -19,11 +19,8 @@ from minimind_dpo.config.command_line import CommandLine, completed, quoted, rea
 from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config
+from minimind_dpo.exit_codes import INTERRUPTED, NOT_READ, WRONG_INPUT
 from minimind_dpo.options.problem import ConfigError
-
-WRONG_INPUT, INTERRUPTED = 2, 130
-NOT_READ = 141
-"""What a shell reports of a program whose output nobody reads any more (128 + SIGPIPE)."""
 
 
 def main() -> None:
@@ -34,10 +31,10 @@ def main() -> None:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
     except OSError as error:
-        told = os_errors.explain(error)
-        if told is None:
+        sentence = os_errors.explain(error)
+        if sentence is None:
             raise
-        print(f"Error: {told}", file=sys.stderr)
+        print(f"Error: {sentence}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
     except KeyboardInterrupt:
         # Before the run's own handlers are in place: there is nothing to save yet.

@@ -43,7 +43,7 @@ class CommandLine:
 
     Attributes:
         overrides: `key=value` and the like, in order.
-        flags: Hydra's own flags that were given.
+        flags: Hydra's own flags that were typed.
         source: The files of the user's own.
         shows: What is printed where nothing runs: `help`, `cfg` and the like; else empty.
         multirun: `-m`: run a grid of jobs.
@@ -65,25 +65,25 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         ConfigError: There is no such flag, it lacks its value, or it does not go with the others.
     """
     parser = _parser(arguments)
-    given = parser.parse_intermixed_args(list(arguments))
-    modes = [name for name in _MODES if getattr(given, name)]
+    typed = parser.parse_intermixed_args(list(arguments))
+    modes = [name for name in _MODES if getattr(typed, name)]
     if len(modes) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in modes[:2])
         raise ConfigError([Problem(second, f"does not go with {first}", "Give one of them.")])
     for name in ("package", "resolve"):
-        if getattr(given, name) and not (given.cfg or (name == "resolve" and given.help)):
+        if getattr(typed, name) and not (typed.cfg or (name == "resolve" and typed.help)):
             raise ConfigError([Problem(f"--{name}", "is for what --cfg prints", "Add --cfg job.")])
-    if given.experimental_rerun:
+    if typed.experimental_rerun:
         why = "needs files that this program does not write"
         fix = "Continue a run with resume=FOLDER, repeat it with --config FOLDER/config.yaml."
         raise ConfigError([Problem("--experimental-rerun", why, fix)])
-    search = _search(given.config_dir, given.overrides)
+    search = _search(typed.config_dir, typed.overrides)
     line = CommandLine(
-        overrides=(*map(_with_quotes, given.overrides), *search),
-        flags=tuple(_flags(parser, given)),
-        source=_source(given),
-        shows=next((name for name in _SHOWING if getattr(given, name)), ""),
-        multirun=given.multirun,
+        overrides=(*map(_with_quotes, typed.overrides), *search),
+        flags=tuple(_flags(parser, typed)),
+        source=_source(typed),
+        shows=next((name for name in _SHOWING if getattr(typed, name)), ""),
+        multirun=typed.multirun,
     )
     if not line.multirun and not line.shows:
         _refuse_what_is_for_sweeps(line.overrides)
@@ -123,10 +123,10 @@ def _unknown_flag(flag: str, arguments: Sequence[str], known: Sequence[str]) -> 
     return Problem(flag, "there is no such flag", fix)
 
 
-def _flags(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Iterator[str]:
+def _flags(parser: argparse.ArgumentParser, typed: argparse.Namespace) -> Iterator[str]:
     """Hydra's own flags that were given, by their long names."""
     for action in parser._actions:
-        value = getattr(given, action.dest, None)
+        value = getattr(typed, action.dest, None)
         if action.dest not in _OURS and value not in (None, False):
             yield action.option_strings[0]
             if value is not True:
@@ -146,29 +146,29 @@ def _search(config_dir: str | None, overrides: Sequence[str]) -> list[str]:
     return [f"hydra.searchpath=[{quoted(f'file://{folder}')}]"]
 
 
-def _source(given: argparse.Namespace) -> Source:
+def _source(typed: argparse.Namespace) -> Source:
     """The files that flags name.
 
     Raises:
         ConfigError: One is not there, or two are named.
     """
     conf = SHIPPED.conf
-    if given.config_path is not None:
-        conf = Path(given.config_path).expanduser().absolute()
+    if typed.config_path is not None:
+        conf = Path(typed.config_path).expanduser().absolute()
         if not (conf / "config.yaml").is_file():
             why = "is no folder with a config.yaml"
             fix = "To add a folder to the program's own, use --config-dir."
-            raise ConfigError([Problem("--config-path", why, fix, given.config_path)])
-    if given.config is not None and given.config_name is not None:
+            raise ConfigError([Problem("--config-path", why, fix, typed.config_path)])
+    if typed.config is not None and typed.config_name is not None:
         raise ConfigError([Problem("--config", "does not go with --config-name", "Give one.")])
-    if given.config is not None:
-        file = Path(given.config).expanduser().absolute()
+    if typed.config is not None:
+        file = Path(typed.config).expanduser().absolute()
         if not file.is_file():
-            raise ConfigError([Problem("--config", "is no file", value=given.config)])
+            raise ConfigError([Problem("--config", "is no file", value=typed.config)])
         return Source(conf, file)
-    if given.config_name is None:
+    if typed.config_name is None:
         return Source(conf)
-    return Source(conf, _named_file(given.config_name, given.config_dir, conf))
+    return Source(conf, _named_file(typed.config_name, typed.config_dir, conf))
 
 
 def _named_file(name: str, config_dir: str | None, conf: Path) -> Path:

@@ -1,8 +1,8 @@
 """Run something to its end, whatever happens, and turn that into an exit code.
 
-0 done, 1 failed, 2 wrong input, 130 and 143 stopped by a signal; the last line then says what is
-saved. People get a sentence where the cause is known, a traceback where it is not; no process is
-left behind.
+The last line of a run that was stopped says what is saved. A failure is told in a sentence where
+its cause is known; else a line says where the run's state is, and the traceback follows. No process
+outlives the run.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 from minimind_dpo import launch, os_errors
 from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.exit_codes import DONE, FAILED, INTERRUPTED, WRONG_INPUT
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError
@@ -27,8 +28,6 @@ from minimind_dpo.training.signals import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
-DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 130
-
 _WRONG_INPUT = (
     CheckpointError,
     ConfigError,
@@ -37,7 +36,7 @@ _WRONG_INPUT = (
     RanksDisagreeError,
     ResumeMismatchError,
 )
-_TOLD = (CheckpointSaveError, NotFiniteError)
+_SENTENCES = (CheckpointSaveError, NotFiniteError)
 
 
 def supervised(
@@ -78,9 +77,11 @@ def supervised(
         code = FAILED if stop.step and isinstance(error, CheckpointError) else WRONG_INPUT
         ranks.report(error, f"Error: {error}")
     except Exception as error:
-        known = str(error) if isinstance(error, _TOLD) else explain(error)
-        told = known or os_errors.explain(error)
-        ranks.report(error, _unknown(error, stop, ranks) if told is None else f"Error: {told}")
+        known = str(error) if isinstance(error, _SENTENCES) else explain(error)
+        sentence = known or os_errors.explain(error)
+        ranks.report(
+            error, _unknown(error, stop, ranks) if sentence is None else f"Error: {sentence}"
+        )
     finally:
         stop.patient = True  # a signal while we are ending must not interrupt that
         ranks.finish(failed=code != DONE)

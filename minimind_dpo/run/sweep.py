@@ -32,13 +32,14 @@ from minimind_dpo import launch
 from minimind_dpo.config.command_line import quoted
 from minimind_dpo.config.source import Source
 from minimind_dpo.disk import read_json, write_text
+from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED
 from minimind_dpo.options.limits import is_number
 from minimind_dpo.report.sweep import tell_answer
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.options import parse_devices
 
-FAILED: Final = float("nan")
-"""Objective of a job without one: search goes on, and takes it for no result."""
+NO_RESULT: Final = float("nan")
+"""Objective of a job without one: a search goes on, and takes it for no result."""
 
 _FAILURES: Final = ".failed"
 """File of a sweep's folder: numbers of the jobs that failed in this launch of it."""
@@ -67,7 +68,7 @@ def run_sweep(folder: Path, through_hydra: Callable[[], None]) -> int:
         except SystemExit as end:
             code = end.code
         except KeyboardInterrupt:
-            code = 128 + signal.SIGINT
+            code = INTERRUPTED
         unfinished = unfinished_jobs(folder)
         if unfinished or code:
             left = f"Unfinished jobs of {folder}: {', '.join(unfinished) or 'none'}"
@@ -100,7 +101,9 @@ def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
     job = Job(
         folder=Path(hydra.runtime.output_dir),
         arguments=[*source.flags(), *search, *hydra.overrides.task],
-        own=[text for text in hydra.overrides.task if text.lstrip("+~").partition("=")[0] in swept],
+        varied=[
+            text for text in hydra.overrides.task if text.lstrip("+~").partition("=")[0] in swept
+        ],
         settings="" if source.file is None else source.file.read_text(encoding="utf-8"),
         quiet=at_once,
         devices=devices_of_job(int(hydra.job.num), cfg.trainer.devices) if at_once else None,
@@ -115,7 +118,7 @@ def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
         return job.failed(str(error))
     except SystemExit:
         if at_once and os.getppid() != _sweep_of_worker[0]:
-            os._exit(1)  # nobody is left to whom the launcher could hand an exception
+            os._exit(FAILED)  # nobody is left to whom the launcher could hand an exception
         raise
 
 
@@ -153,7 +156,7 @@ class Job:
     Attributes:
         folder: Its run folder.
         arguments: Its command line, but for the folder.
-        own: Those of its arguments that it does not share with all other jobs.
+        varied: Those of its arguments that it does not share with all other jobs.
         settings: Content of the user's file of settings.
         quiet: Send what it prints to `output.txt` in its folder.
         devices: Its CUDA_VISIBLE_DEVICES; None for those of this process.
@@ -161,7 +164,7 @@ class Job:
 
     folder: Path
     arguments: list[str]
-    own: Sequence[str] = ()
+    varied: Sequence[str] = ()
     settings: str = ""
     quiet: bool = False
     devices: str | None = None
@@ -169,7 +172,7 @@ class Job:
     @property
     def label(self) -> str:
         """What it is called."""
-        return f"job {self.folder.name} ({' '.join(self.own or self.arguments)})"
+        return f"job {self.folder.name} ({' '.join(self.varied or self.arguments)})"
 
     def result(self) -> float:
         """Run it, or what is left of it, or read the result it has already.
@@ -224,7 +227,7 @@ class Job:
         print(f"{self.label} failed: {why}", file=sys.stderr, flush=True)
         with (self.folder.parent / _FAILURES).open("a", encoding="utf-8") as file:
             file.write(f"{self.folder.name}\n")
-        return FAILED
+        return NO_RESULT
 
 
 @contextmanager
@@ -235,7 +238,7 @@ def passing_signals() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         `subprocess.Popen`, to be called once.
 
     Raises:
-        SystemExit: With 130 or 143, once the process has ended.
+        SystemExit: Once the process has ended.
     """
     running: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
@@ -265,7 +268,7 @@ def passing_signals() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
         for number, handler in before.items():
             signal.signal(number, handler)
     if asked:
-        raise SystemExit(130 if asked[0] == signal.SIGINT else 143)
+        raise SystemExit(INTERRUPTED if asked[0] == signal.SIGINT else TERMINATED)
 
 
 def objective(folder: Path) -> float | None:

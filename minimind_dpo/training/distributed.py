@@ -29,6 +29,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 
 from minimind_dpo import launch
+from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ class RankGuard:
     def watch_parent(self) -> None:
         """End this rank when the process that started it is gone (Lightning's launcher only)."""
         if launch.launched_by_rank():
-            launch.watch_parent(os.getppid(), lambda: os._exit(1))
+            launch.watch_parent(os.getppid(), lambda: os._exit(FAILED))
         launch.announce_launcher()
 
     def watch_children(self, trainer: L.Trainer) -> None:
@@ -243,7 +244,7 @@ class RankGuard:
         if lost:
             print(f"Error: {lost}", file=sys.stderr, flush=True)
         self.kill()
-        os._exit(code if code in (2, 130, 143) else 1)
+        os._exit(code if code in (WRONG_INPUT, INTERRUPTED, TERMINATED) else FAILED)
 
 
 def forget_failure(folder: Path) -> None:

@@ -34,6 +34,8 @@ from typing import Any, Final, NoReturn
 
 import lightning as L
 
+from minimind_dpo.exit_codes import INTERRUPTED, TERMINATED
+
 log = logging.getLogger(__name__)
 
 _HANDLED: Final = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGINT")
@@ -57,8 +59,8 @@ class Stopped(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """130 for Ctrl-C, 143 for everything else."""
-        return 130 if self.signum == signal.SIGINT else 143
+        """Of Ctrl-C, or of every other signal."""
+        return INTERRUPTED if self.signum == signal.SIGINT else TERMINATED
 
 
 class StopRequest:
@@ -276,7 +278,7 @@ class StopRequest:
             assert main is not None
             signal.pthread_kill(main, signal.SIGINT)
             time.sleep(_SAME_PRESS)
-        os._exit(130)
+        os._exit(INTERRUPTED)
 
     def _say(self, text: str) -> None:
         if self.speaks:
