@@ -25,6 +25,9 @@ SMALL = (
     "trainer.log_every_n_steps=1",
     "callbacks.judge=none",
     "callbacks.samples.max_new_tokens=4",
+    "evaluate.prompts=8",
+    "evaluate.every=2",
+    "judge.fit_pairs=60",
 )
 
 
@@ -120,6 +123,57 @@ def test_margins_with_a_loss_that_has_none_are_refused_before_training(tmp_path:
     assert "Traceback" not in result.stderr
 
 
+def test_a_run_ends_in_a_verdict(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    verdict = json.loads((finished / "verdict.json").read_text())
+    assert summary["verdict"] == verdict
+    assert verdict["step"] == 3
+    assert verdict["decision"] in ("better", "not better", "worse", "cannot tell")
+    assert verdict["sentence"].startswith(f"{verdict['decision']}: ")
+    assert (verdict["judge"]["name"], verdict["also"]["name"]) == ("pairs", "demo")
+    assert verdict["judge"]["accuracy"]["n"] == 60
+    assert verdict["judge"]["win_rate"]["n"] == verdict["prompts"] == 8
+    assert verdict["costs"]["kl"]["value"] > 0
+    assert verdict["pairs"]["all"]["accuracy"]["n"] == 200
+    assert verdict["facts"].keys() == {"known", "lost", "gained"}
+    assert verdict["sentence"] in (finished / "export" / "README.md").read_text()
+
+
+def test_the_answers_behind_a_verdict_are_kept_with_their_prompts(finished: Path) -> None:
+    lines = (finished / "answers.jsonl").read_text().splitlines()
+    held_out = [json.loads(line) for line in HELD_OUT.read_text().splitlines()]
+    for case in map(json.loads, lines):
+        line = int(case["source"].removeprefix("heldout.jsonl:"))
+        assert case["prompt"] == held_out[line - 1]["chosen"][:1]
+        assert case["policy"].keys() == {"text", "tokens", "ended"}
+        assert case["preferences"].keys() == {"pairs", "demo"}
+    assert len({case["source"] for case in map(json.loads, lines)}) == 8
+
+
+def test_verdicts_while_training_are_points_of_a_frontier_and_of_the_curves(finished: Path) -> None:
+    points = [json.loads(line) for line in (finished / "frontier.jsonl").read_text().splitlines()]
+    assert [point["step"] for point in points] == [2, 3]
+    assert 0 < points[0]["kl"] < points[1]["kl"]
+    with (finished / "csv" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["verdict/kl"]]
+    assert [row["step"] for row in rows] == ["2"]
+    assert float(rows[0]["verdict/win_rate"]) == points[0]["win_rate"]
+
+
+def test_a_verdict_disturbs_nothing_and_can_be_left_out(finished: Path, tmp_path: Path) -> None:
+    rest = ("evaluate.every=null", "evaluate.prompts=null", "run_dir=run")
+    result = run(tmp_path, "experiment=demo", *SMALL, *rest)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    with_verdict = json.loads((finished / "summary.json").read_text())
+    assert summary["verdict"] is None
+    assert not (tmp_path / "run" / "verdict.json").exists()
+    for numbers in ("train", "val", "val_before", "weights", "weights_changed"):
+        assert summary[numbers] == with_verdict[numbers]
+    weights = (folder / "export" / "model.safetensors" for folder in (finished, tmp_path / "run"))
+    assert len({digest(file) for file in weights}) == 1
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
     return {str(path): path.read_bytes() for path in files}
@@ -179,6 +233,8 @@ def test_a_finished_run_goes_on_where_its_bound_is_raised(finished: Path, tmp_pa
     result = run(tmp_path, *args)
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "more" / "summary.json").read_text())["steps"] == 5
+    frontier = (tmp_path / "more" / "frontier.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in frontier] == [2, 3, 4, 5]
 
 
 def digest(file: Path) -> str:

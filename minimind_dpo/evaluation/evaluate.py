@@ -43,7 +43,7 @@ class Task:
 
     Attributes:
         prompts: Held-out prompts, at least one.
-        pairs: Held-out pairs, with the reference's log-probs where they are known.
+        pairs: Held-out pairs.
         texts: int32 (any length,) tokens of text that is not about the task.
         text: What that text is: `prompts`, or the file.
         end_ids: Tokens that end an answer.
@@ -134,7 +134,7 @@ class Evaluation:
         answers = sum(len(prompt.ids) + longest for prompt in task.prompts)
         pairs = sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in task.pairs)
         judges = sum(judge.tokens_ahead for judge in self.judges if judge)
-        return 2 * (answers + sum(map(len, task.texts))) + pairs + judges
+        return 2 * (answers + sum(map(len, task.texts)) + pairs) + judges
 
     def _answers(self, lend: Lend, title: str) -> list[Answer]:
         options, prompts = self.options, self.task.prompts
@@ -188,19 +188,22 @@ class Evaluation:
         task = self.task
         if not task.pairs:
             return None
-        with self.bar("Held-out pairs", len(task.pairs), "pairs") as advance, policy() as model:
+        with (
+            self.bar("Held-out pairs, policy", len(task.pairs), "pairs") as advance,
+            policy() as model,
+        ):
             ours = log_likelihoods(model, task.pairs, task.collate, task.batch_tokens, advance)
         return measure_pairs(task.pairs, ours, self._reference_pairs, task.decode)
 
     @cached_property
     def _reference_pairs(self) -> np.ndarray:
-        """Log-likelihoods under the reference: float64 (pairs, 2), nats."""
-        task = self.task
-        known = [_sides(pair) for pair in task.pairs if pair.reference_logps is not None]
-        if len(known) == len(task.pairs):
-            return np.array(known)
-        with self.reference() as model:
-            return log_likelihoods(model, task.pairs, task.collate, task.batch_tokens)
+        """Log-likelihoods under the reference: float64 (pairs, 2), nats.
+
+        Not those that training computed ahead, whose precision may have been another.
+        """
+        task, title = self.task, "Held-out pairs, reference"
+        with self.bar(title, len(task.pairs), "pairs") as advance, self.reference() as model:
+            return log_likelihoods(model, task.pairs, task.collate, task.batch_tokens, advance)
 
     def _cases(self, answers: Sequence[Answer], *judged: Judged | None) -> tuple[Case, ...]:
         by_judge = {each.judge: each.preferences for each in judged if each}
@@ -224,8 +227,3 @@ def _seconds(draw: Callable[..., Any], tokens: int) -> float:
     start = time.perf_counter()
     draw(max_new_tokens=tokens)
     return time.perf_counter() - start
-
-
-def _sides(pair: TokenizedPair) -> tuple[float, float]:
-    logps, cut = np.asarray(pair.reference_logps, np.float64), len(pair.chosen_ids)
-    return float(logps[:cut].sum()), float(logps[cut:].sum())

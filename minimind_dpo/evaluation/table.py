@@ -52,7 +52,7 @@ def _judge_rows(verdict: Verdict) -> Iterator[Row]:
             yield (name, "", "", rate.percent())
             yield ("  at equal length", "", "", controlled.percent())
         if judged.trust.accuracy:
-            yield ("  held-out pairs judged right", "", "", judged.trust.accuracy.percent())
+            yield ("  right on held-out pairs", "", "", judged.trust.accuracy.percent())
     if verdict.agreement is not None:
         agreement = verdict.agreement
         yield (f"  agreement, {agreement.n} decided", "", "", agreement.percent())

@@ -73,7 +73,7 @@ def build_evaluation(
     config: Config,
     policy: LoadedModel,
     data: PreferenceDataModule,
-    train_store: TokenStore,
+    stores: tuple[TokenStore, TokenStore],
     bar: Bar,
 ) -> Evaluation | None:
     """What compares policies with the run's reference; None where no prompt is held out.
@@ -81,18 +81,18 @@ def build_evaluation(
     Args:
         config: The configuration; `evaluate.prompts` asks for some.
         policy: As loaded, with its tokenizer.
-        data: Set up; its held-out pairs carry the reference's log-probs where those are known.
-        train_store: Its training pairs, without them.
+        data: Set up.
+        stores: What its rows for training and for validation are rows of.
         bar: Makes progress bars.
 
     Raises:
         ConfigError: A judge does not know the prompts, or `evaluate.text` holds too little.
     """
     chat = data.tokenizer.chat
-    rows = data.validated_rows()
-    if data.val_store is None or not len(rows):
+    train_store, val_store = stores
+    held_out = [val_store[row] for row in data.val_rows.tolist()]
+    if not held_out:
         return None
-    held_out = [data.val_store[row] for row in rows.tolist()]
     prompts = _choose_prompts(config, data, held_out)
     reference = reference_of(config, policy.model)
     random = np.random.default_rng(config.evaluate.seed)

@@ -66,7 +66,9 @@ class RunVerdict(Callback):
         self.data = data
         self.folder = folder
         self.stop = stop
-        self._train_store = data.train_store  # before log-probs are attached to what is visited
+        assert data.train_store is not None
+        # NOTE: without the reference's log-probs, which pairs that training does not visit lack.
+        self._stores = (data.train_store, data.val_store or data.train_store)
         self._evaluation: Evaluation | None = None
         self._newest = 0
 
@@ -75,9 +77,8 @@ class RunVerdict(Callback):
         if not trainer.is_global_zero or not self.config.evaluate.prompts:
             return
         (self.folder / VERDICT).unlink(missing_ok=True)  # of the time before it was taken further
-        assert self._train_store is not None
         self._evaluation = build_evaluation(
-            self.config, self.policy, self.data, self._train_store, self._bar
+            self.config, self.policy, self.data, self._stores, self._bar
         )
         if self._evaluation is None:
             log.info("There will be no verdict: data.val and data.val_fraction hold out no prompt")

@@ -249,3 +249,28 @@ def test_random_values_pass_or_are_reported(changes: list[tuple[str, Any]]) -> N
         validate(config, machine=Machine(cuda=0, mps=False))
         assert math.isfinite(config.optim.lr)
         assert to_yaml(config)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "why"),
+    [
+        (["evaluate=none", "evaluate.every=9"], "evaluate.every", "asks for verdicts without"),
+        (["evaluate.text=nowhere.txt"], "evaluate.text", "is not a file"),
+        (["judge=none", "judge.also=demo"], "judge.also", "Use judge.name=demo"),
+        (["judge.also=pairs"], "judge.also", "is the first judge as well"),
+        (["judge.name=pair"], "judge.name", "Did you mean pairs?"),
+        (["evaluate.temperature=-1"], "evaluate.temperature", "must be at least 0"),
+    ],
+)
+def test_a_verdict_that_cannot_be_made_is_refused(
+    overrides: list[str], key: str, why: str, files: list[str], problems: Any
+) -> None:
+    found = problems([*files, *overrides])
+    assert list(found) == [key]
+    assert why in found[key]
+
+
+def test_a_verdict_is_left_out_by_a_group_or_by_no_prompts(files: list[str], problems: Any) -> None:
+    for off in ("evaluate=none", "evaluate.prompts=0", "evaluate.prompts=null"):
+        assert problems([*files, off]) == {}
+        assert not compose([*files, off]).evaluate.prompts

@@ -200,6 +200,7 @@ BASE = [
     "callbacks.checkpoint.every_n_steps=1",
     "callbacks.samples.enabled=false",
     "callbacks.progress=none",
+    "evaluate=none",
     "export.hf=false",
     "logger=csv",
 ]

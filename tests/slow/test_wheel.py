@@ -85,6 +85,7 @@ def test_module_and_console_script_run_from_an_empty_folder(wheel: Path, tmp_pat
     short = [
         "experiment=demo",
         "callbacks.judge=none",
+        "evaluate.prompts=4",
         "callbacks.samples.enabled=false",
         "trainer.max_steps=2",
         "run_dir=run",
