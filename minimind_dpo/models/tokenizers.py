@@ -102,7 +102,7 @@ def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTo
         tokenizer("a")  # settings that do not fit the vocabulary fail here, not as they are read
     except BaseException as error:  # nearly anything; a panic of Rust's is no Exception
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise  # a signal
+            raise  # the run is to stop
         raise CheckpointError(
             f"{key}={source}: its tokenizer cannot be loaded: {_why(error)}. Set model.tokenizer "
             "to a folder with tokenizer.json and tokenizer_config.json, or to a hub name"
