@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from itertools import product
 from pathlib import Path
 
 import pytest
@@ -18,8 +17,10 @@ from packaging.utils import canonicalize_name
 
 import minimind_dpo
 from minimind_dpo.config.check import Machine, validate
+from minimind_dpo.config.command_line import completed, read_command_line
 from minimind_dpo.config.compose import compose
-from minimind_dpo.config.schema import schema_keys
+from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
+from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.config.source import CONF_DIR
 from minimind_dpo.data.read.pairs import parse_record
 from minimind_dpo.objective.preference_loss import LOSSES
@@ -146,16 +147,6 @@ def commands(name: str) -> list[list[str]]:
     return found
 
 
-def expanded(arguments: list[str]) -> list[list[str]]:
-    """The jobs of a multirun: commas outside brackets are a grid."""
-    choices = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        values = [value] if value.startswith("[") else value.split(",")
-        choices.append([f"{key}{equals}{one}" for one in values])
-    return [list(job) for job in product(*choices)]
-
-
 COMMANDS = [arguments for name in ("README.md", *PAGES) for arguments in commands(name)]
 
 
@@ -168,13 +159,20 @@ def test_commands_of_the_documents_are_valid(
         (tmp_path / name).write_text("{}\n")
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
-    (tmp_path / "outputs" / "train" / "RUN").mkdir(parents=True)
-    flags = {"-m", "--help", "--cfg", "job"}
-    overrides = [argument for argument in arguments if argument not in flags]
-    if not any(override.startswith("model.path=") for override in overrides):
-        overrides.append("experiment=demo")
-    for job in expanded(overrides) if "-m" in arguments else [overrides]:
-        validate(compose(job), machine=Machine(cuda=8, mps=False))
+    settings = "model: {path: full_sft_768.pth, tokenizer: tokenizer}\ndata: {train: [dpo.jsonl]}\n"
+    run = tmp_path / "outputs" / "train" / "RUN"
+    run.mkdir(parents=True)
+    for file in (tmp_path / "mine.yaml", run / "config.yaml"):
+        file.write_text(settings)
+
+    def check(config: Config) -> None:
+        validate(config, machine=Machine(cuda=8, mps=False))
+
+    line = completed(read_command_line(arguments))
+    if line.multirun:
+        check_jobs(Grid.read(for_sweep(line)), line.source, check)
+    elif not line.shows:
+        check(compose(line.overrides, line.source))
 
 
 @pytest.mark.parametrize("name", [*READMES, *PAGES])
