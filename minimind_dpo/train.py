@@ -16,6 +16,7 @@ from typing import Any
 
 from minimind_dpo import launch, os_errors
 from minimind_dpo.config.command_line import CommandLine, completed, quoted, read_command_line
+from minimind_dpo.config.complete import completed_values
 from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config
@@ -82,6 +83,9 @@ def _show(line: CommandLine) -> None:
         compose(line.overrides, line.source)
     elif line.shows == "hydra_help":
         line = replace(line, overrides=())  # Hydra composes its own settings alone for it
+    elif line.shows == "shell_completion" and (values := completed_values()):
+        print("\n".join(values))
+        return
     code: Any = 0
     with contextlib.redirect_stdout(io.StringIO()) as shown:
         try:
