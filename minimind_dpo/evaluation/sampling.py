@@ -137,9 +137,7 @@ def sample_completions(
     """
     _check(prompts, max_new_tokens, temperature, top_p, batch_size)
     _check_ids(model, prompts)
-    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
-    max_new_tokens = min(max_new_tokens, max(1, positions // 2))
-    longest = max(1, positions - max_new_tokens)
+    max_new_tokens, longest = room(model, max_new_tokens)
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
@@ -164,6 +162,18 @@ def sample_completions(
             completions += _one_batch(model, batch, settings)
             advance(len(completions) - start)
     return completions
+
+
+def room(model: PreTrainedModel, max_new_tokens: int) -> tuple[int, int]:
+    """Most tokens of a completion and of a prompt, where the model's positions end.
+
+    Args:
+        model: The model.
+        max_new_tokens: Longest completion that is asked for.
+    """
+    positions = getattr(model.config, "max_position_embeddings", None) or sys.maxsize
+    max_new_tokens = min(max_new_tokens, max(1, positions // 2))
+    return max_new_tokens, max(1, positions - max_new_tokens)
 
 
 def _check(

@@ -24,7 +24,7 @@ from minimind_dpo.evaluation.evaluate import Evaluation, Task
 from minimind_dpo.evaluation.judges.judge import Judge
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
-from minimind_dpo.evaluation.sampling import end_ids
+from minimind_dpo.evaluation.sampling import end_ids, room
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import adapters_off, has_adapters
@@ -93,7 +93,8 @@ def build_evaluation(
     held_out = [val_store[row] for row in data.val_rows.tolist()]
     if not held_out:
         return None
-    prompts = _choose_prompts(config, data, held_out)
+    _, longest = room(policy.model, config.evaluate.max_new_tokens)
+    prompts = _choose_prompts(config, data, held_out, longest)
     reference = reference_of(config, policy.model)
     random = np.random.default_rng(config.evaluate.seed)
     most = config.judge.fit_pairs
@@ -175,16 +176,19 @@ def read_text(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[np.nda
 
 
 def _choose_prompts(
-    config: Config, data: PreferenceDataModule, held_out: Sequence[TokenizedPair]
+    config: Config, data: PreferenceDataModule, held_out: Sequence[TokenizedPair], longest: int
 ) -> list[Prompt]:
-    """Distinct held-out prompts, drawn by `evaluate.seed`, the longest first as memory needs."""
+    """Distinct held-out prompts, drawn by `evaluate.seed`, the longest first as memory needs.
+
+    Each is cut from the left to the `longest` that the model has positions for beside an answer.
+    """
     distinct = list({pair.prompt_ids.tobytes(): pair for pair in reversed(held_out)}.values())
     random = np.random.default_rng(config.evaluate.seed)
     assert config.evaluate.prompts is not None
     chosen = [distinct[i] for i in _some(np.arange(len(distinct)), config.evaluate.prompts, random)]
     chosen.sort(key=lambda pair: -len(pair.prompt_ids))
     turns = _read_turns(data, {pair.source for pair in chosen})
-    return [Prompt(pair.prompt_ids, turns[pair.source], pair.source) for pair in chosen]
+    return [Prompt(pair.prompt_ids[-longest:], turns[pair.source], pair.source) for pair in chosen]
 
 
 def _read_turns(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from golden_support import Golden
 from training_support import made_up_pairs, tiny_model
 
 from minimind_dpo.batch import TokenizedPair
@@ -16,8 +18,10 @@ from minimind_dpo.evaluation.judges.bradley_terry import fit
 from minimind_dpo.evaluation.judges.judge import Trust
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge, mean_states
 from minimind_dpo.evaluation.judges.program import ProgramJudge
+from minimind_dpo.evaluation.measures import answer_kl
 from minimind_dpo.evaluation.scoring import frozen
 from minimind_dpo.evaluation.statistics import Estimate
+from minimind_dpo.models.load import load_model
 
 from .planted import silent
 
@@ -90,6 +94,31 @@ def test_every_layout_gives_the_judge_the_same_features() -> None:
     assert means[0].shape == (18, 64)  # two layers of width 32
     torch.testing.assert_close(means[0], means[1], atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(means[0], means[2], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["v_learn", "v1", "v2_moe", "v3", "v3_moe_top2"])
+def test_every_generation_shows_the_judge_its_layers(
+    name: str, golden: Callable[[str], Golden]
+) -> None:
+    g = golden(name)
+    model = load_model(g.path, config=g.config, tokenizer=False).model
+    pairs = made_up_pairs(5)
+    with frozen(model):
+        shared, plain = (
+            mean_states(model, Collator(layout, max_length=64)(pairs))
+            for layout in ("prefix_shared", "padded")
+        )
+    assert shared.shape == (10, 2 * model.config.hidden_size)
+    torch.testing.assert_close(shared, plain, atol=1e-4, rtol=1e-4)
+    kl = answer_kl(
+        lambda: nullcontext(model),
+        lambda: nullcontext(model),
+        [Prompt(pair.prompt_ids, "") for pair in pairs],
+        [Answer("", pair.chosen_ids, True) for pair in pairs],
+        Collator(max_length=64),
+        500,
+    )
+    assert np.abs(kl).max() < 1e-6
 
 
 def test_features_of_an_answer_are_the_states_that_predict_its_tokens() -> None:

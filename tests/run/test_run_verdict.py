@@ -96,6 +96,17 @@ def test_prompts_are_distinct_held_out_and_the_same_for_every_run_seed(
     assert all(source.startswith("heldout.jsonl:") for source in chosen[0])
 
 
+def test_prompts_are_cut_to_what_the_model_has_positions_for(tmp_path: Path) -> None:
+    """Learned positions end: prompt and answer, which are scored together, fit them."""
+    config = configured(tmp_path, "evaluate.max_new_tokens=6", "evaluate.prompts=9")
+    verdict = run_verdict(config, tmp_path)
+    verdict.policy.model.config.max_position_embeddings = 16
+    start(verdict)
+    evaluation = verdict._evaluation
+    assert evaluation is not None
+    assert max(len(prompt.ids) for prompt in evaluation.task.prompts) == 16 - 6
+
+
 def test_without_held_out_prompts_there_is_no_verdict_and_that_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
