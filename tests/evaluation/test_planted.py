@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from minimind_dpo.demo.task import question_of
 from transformers import PreTrainedModel
 
 from minimind_dpo.config.compose import compose
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.demo import judge as task
+from minimind_dpo.demo.questions import question_of
 from minimind_dpo.evaluation.alarms import alarms
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
