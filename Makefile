@@ -23,7 +23,7 @@ train: $(VENV)/.installed  ## install, then train: the embedded demo, or what AR
 	$(BIN)/python -m minimind_dpo.train $(ARGS)
 
 test: $(VENV)/.installed-dev  ## install what tests need, then run the fast ones
-	$(TEST) -n auto --maxprocesses 8 $(ARGS)
+	$(TEST) -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-slow: $(VENV)/.installed-dev  ## the tests that take minutes: kills, several processes, sweeps
 	$(TEST) -m slow $(ARGS)
@@ -33,7 +33,7 @@ test-lowest:  ## the fast tests with the lowest versions that pyproject.toml all
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check packaging
 	$(LOWEST)/bin/python tools/lowest.py $(STAND_IN) > $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/constraints.txt -e '.[dev]'
-	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 $(ARGS)
+	OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev  ## linter, formatter, type checker, import contracts
 	$(BIN)/ruff check .

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from golden_support import Golden
+from program import Driver
 from published import TOKENIZERS
 
 # Of texts and tokenizers that are not part of the project.
@@ -30,3 +31,11 @@ def golden(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Golden]:
     """The tiny model of a generation, and the numbers that its original program gave for it."""
     folder = tmp_path_factory.mktemp("golden")
     return lambda name: Golden(name, folder)
+
+
+@pytest.fixture(scope="session")
+def driver() -> Iterator[Driver]:
+    """Runs the program in forked processes."""
+    made = Driver()
+    yield made
+    made.close()

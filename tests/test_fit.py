@@ -5,16 +5,16 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from program import Driver
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
@@ -28,24 +28,24 @@ SMALL = (
     "evaluate.prompts=8",
     "evaluate.every=2",
     "judge.fit_pairs=60",
+    "evaluate.max_new_tokens=4",
 )
 
 
-def run(folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The program itself, in an empty folder."""
-    return subprocess.run(
-        [sys.executable, "-m", "minimind_dpo.train", *overrides],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def run(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The program itself, in a folder, with overrides; keywords are variables of its process."""
+    notes = tmp_path_factory.mktemp("notes")
+    return lambda folder, *overrides, **environment: driver.run(
+        folder, notes, list(overrides), environment
     )
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     result = run(folder, "experiment=demo", *SMALL)
     assert result.returncode == 0, result.stdout + result.stderr
@@ -112,7 +112,9 @@ def test_curves_samples_and_the_configuration_are_kept(finished: Path) -> None:
     assert "beta: 0.1" in (finished / "config.yaml").read_text()
 
 
-def test_margins_with_a_loss_that_has_none_are_refused_before_training(tmp_path: Path) -> None:
+def test_margins_with_a_loss_that_has_none_are_refused_before_training(
+    run: Run, tmp_path: Path
+) -> None:
     lines = PREFERENCES.read_text().splitlines()[:40]
     asking = [json.dumps({**json.loads(line), "margin": 0.5}) for line in lines]
     (tmp_path / "pairs.jsonl").write_text("\n".join(asking))
@@ -179,7 +181,9 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files}
 
 
-def test_a_finished_run_that_is_resumed_says_so_and_writes_nothing(finished: Path) -> None:
+def test_a_finished_run_that_is_resumed_says_so_and_writes_nothing(
+    run: Run, finished: Path
+) -> None:
     before = contents(finished)
     args = ("experiment=demo", *SMALL, f"run_dir={finished}")
     result = run(finished.parent, *args, "resume=auto")
@@ -196,7 +200,7 @@ def test_a_finished_run_that_is_resumed_says_so_and_writes_nothing(finished: Pat
 
 
 def test_a_broken_summary_and_a_note_among_the_samples_block_no_resume(
-    finished: Path, tmp_path: Path
+    run: Run, finished: Path, tmp_path: Path
 ) -> None:
     more = tmp_path / "more"
     shutil.copytree(finished, more)
@@ -209,7 +213,7 @@ def test_a_broken_summary_and_a_note_among_the_samples_block_no_resume(
     assert (more / "samples.md").read_text().startswith("# My notes\n\n## Step 0\n")
 
 
-def test_a_run_that_diverged_fails_and_leaves_its_numbers(tmp_path: Path) -> None:
+def test_a_run_that_diverged_fails_and_leaves_its_numbers(run: Run, tmp_path: Path) -> None:
     diverging = ("optim.lr=1e38", "schedule.warmup_ratio=0", "trainer.gradient_clip_val=null")
     quiet = ("callbacks.samples.enabled=false", "evaluate.prompts=0")
     result = run(tmp_path, "experiment=demo", *SMALL, *diverging, *quiet, "run_dir=run")
@@ -227,7 +231,9 @@ def test_a_run_that_diverged_fails_and_leaves_its_numbers(tmp_path: Path) -> Non
     assert told.splitlines()[1] == "Traceback (most recent call last):"
 
 
-def test_a_finished_run_goes_on_where_its_bound_is_raised(finished: Path, tmp_path: Path) -> None:
+def test_a_finished_run_goes_on_where_its_bound_is_raised(
+    run: Run, finished: Path, tmp_path: Path
+) -> None:
     shutil.copytree(finished, tmp_path / "more")
     args = ("experiment=demo", *SMALL, "run_dir=more", "resume=auto", "trainer.max_steps=5")
     result = run(tmp_path, *args)
@@ -242,7 +248,7 @@ def digest(file: Path) -> str:
 
 
 def test_a_run_that_died_before_its_export_writes_it_when_resumed(
-    finished: Path, tmp_path: Path
+    run: Run, finished: Path, tmp_path: Path
 ) -> None:
     old = {path.name: path.read_bytes() for path in (finished / "export").iterdir()}
     shutil.copytree(finished, tmp_path / "more")
@@ -284,7 +290,7 @@ def plain(summary: Path) -> dict[str, Any]:
 
 
 def test_a_run_killed_after_its_last_state_leaves_what_an_unbroken_one_leaves(
-    finished: Path, tmp_path: Path
+    run: Run, finished: Path, tmp_path: Path
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -304,7 +310,7 @@ def test_a_run_killed_after_its_last_state_leaves_what_an_unbroken_one_leaves(
         assert steps == sorted(set(steps)), tag
 
 
-def test_a_trial_of_all_parts_writes_nothing(tmp_path: Path) -> None:
+def test_a_trial_of_all_parts_writes_nothing(run: Run, tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     (tmp_path / "temporary").mkdir()
     args = ("experiment=demo", *SMALL[1:], "trainer.fast_dev_run=2", "trainer.limit_val_batches=1")
@@ -320,7 +326,7 @@ def test_a_trial_of_all_parts_writes_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "here").iterdir()) == list((tmp_path / "temporary").iterdir()) == []
 
 
-def test_a_run_that_its_time_ends_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_its_time_ends_says_so_and_goes_on(run: Run, tmp_path: Path) -> None:
     args = ("experiment=demo", *SMALL, "run_dir=run")
     result = run(tmp_path, *args, "trainer.max_time=00:00:00:00")
     assert result.returncode == 0, result.stderr
@@ -334,7 +340,9 @@ def test_a_run_that_its_time_ends_says_so_and_goes_on(tmp_path: Path) -> None:
     assert changed == ["3"]
 
 
-def test_a_run_that_diverged_fails_with_a_summary_and_exports_nothing(tmp_path: Path) -> None:
+def test_a_run_that_diverged_fails_with_a_summary_and_exports_nothing(
+    run: Run, tmp_path: Path
+) -> None:
     args = ("experiment=demo", *SMALL, "trainer.max_steps=4", "optim.lr=1e10", "run_dir=run")
     result = run(tmp_path, *args)
     assert result.returncode == 1
@@ -348,7 +356,7 @@ def test_a_run_that_diverged_fails_with_a_summary_and_exports_nothing(tmp_path: 
     assert not (tmp_path / "run" / "export").exists()
 
 
-def test_callbacks_and_loggers_of_ones_own_run_beside_ours(tmp_path: Path) -> None:
+def test_callbacks_and_loggers_of_ones_own_run_beside_ours(run: Run, tmp_path: Path) -> None:
     early = "{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 1"
     mine = "{_target_: lightning.pytorch.loggers.CSVLogger, save_dir: mine, version: one}"
     result = run(
@@ -375,6 +383,7 @@ def test_callbacks_and_loggers_of_ones_own_run_beside_ours(tmp_path: Path) -> No
 
 
 def test_an_own_callback_that_cannot_be_made_is_named_before_anything_is_written(
+    run: Run,
     tmp_path: Path,
 ) -> None:
     extra = "callbacks.extra=[{_target_: lightning.pytorch.callbacks.EarlyStopping}]"
@@ -388,7 +397,7 @@ def test_an_own_callback_that_cannot_be_made_is_named_before_anything_is_written
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numbers_of_no_validation_have_no_step(tmp_path: Path) -> None:
+def test_numbers_of_no_validation_have_no_step(run: Run, tmp_path: Path) -> None:
     none = ("trainer.limit_val_batches=0", "trainer.max_steps=1", "run_dir=run")
     result = run(tmp_path, "experiment=demo", *SMALL, *none)
     assert result.returncode == 0, result.stderr
@@ -397,7 +406,7 @@ def test_numbers_of_no_validation_have_no_step(tmp_path: Path) -> None:
     assert summary["weights"].keys() == {"export", "train"}
 
 
-def test_the_numbers_are_of_the_weights_that_are_exported(tmp_path: Path) -> None:
+def test_the_numbers_are_of_the_weights_that_are_exported(run: Run, tmp_path: Path) -> None:
     # The higher the loss the better, so that the best weights are the first that were validated.
     args = (
         "experiment=demo",
@@ -426,7 +435,7 @@ def test_the_numbers_are_of_the_weights_that_are_exported(tmp_path: Path) -> Non
     assert summary["val_last"]["loss"] == losses["3"]
 
 
-def test_a_base_model_trains_on_plain_text_and_samples_from_it(tmp_path: Path) -> None:
+def test_a_base_model_trains_on_plain_text_and_samples_from_it(run: Run, tmp_path: Path) -> None:
     """No chat template, and nothing said of one: the run's own prompts are continued."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -6,10 +6,8 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,34 +16,8 @@ import numpy as np
 import pytest
 import torch
 import transformers as tf
+from program import Driver
 from tokenizers import Tokenizer, models, pre_tokenizers
-
-DRIVER = Path(__file__).with_name("driver.py")
-
-
-class Driver:
-    """Talks to `driver.py`."""
-
-    def __init__(self) -> None:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(DRIVER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self._answer()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
 
 
 @dataclass
@@ -243,21 +215,10 @@ def write_inputs(folder: Path) -> None:
         (folder / f"{name}.jsonl").write_text(text)
 
 
-@pytest.fixture(scope="session")
-def driver() -> Iterator[Driver]:
-    if not sys.platform.startswith("linux"):
-        pytest.skip("looks for processes in /proc")
-    made = Driver()
-    yield made
-    assert made.process.stdin is not None
-    assert made.process.stdout is not None
-    made.process.stdin.close()
-    made.process.stdout.close()
-    made.process.wait(30)
-
-
 @pytest.fixture
 def cli(driver: Driver, tmp_path: Path) -> Cli:
+    if not sys.platform.startswith("linux"):
+        pytest.skip("looks for processes in /proc")
     write_inputs(tmp_path)
     return Cli(driver, tmp_path)
 

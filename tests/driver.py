@@ -1,8 +1,9 @@
 """Runs the command line in forked processes, so that importing torch is paid once, not per run.
 
-Reads a JSON request a line, answers with one: {"args", "env", "cwd", "out"} -> {"pid"}, and
-{"wait": pid} -> {"code"}. Every run leads a session of its own. What runs is the console script's
-own `main`, in a process of its own that can be killed like any other.
+Reads a JSON request a line, answers with one: {"args", "env", "cwd", "out"} -> {"pid"}, with "err"
+where errors go to a file of their own, and {"wait": pid} -> {"code"}. Every run leads a session of
+its own. What runs is the console script's own `main`, in a process of its own that can be killed
+like any other.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib.util
 import json
 import os
 import sys
+import tempfile
 import time
 import traceback
 
@@ -28,12 +30,16 @@ def start(request: dict) -> int:
     if pid:
         return pid
     os.setsid()
-    out = os.open(request["out"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    out, err = (
+        os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        for name in ("out", "err" if "err" in request else "out")
+    )
     os.dup2(out, 1)
-    os.dup2(out, 2)
+    os.dup2(err, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.chdir(request["cwd"])
     os.environ.update(request.get("env", {}))
+    tempfile.tempdir = None  # TMPDIR may be another
     limit = request.get("file_size_limit")
     if limit:
         import resource
