@@ -215,7 +215,7 @@ def test_a_broken_summary_and_a_note_among_the_samples_block_no_resume(
 
 def test_a_run_that_diverged_fails_and_leaves_its_numbers(run: Run, tmp_path: Path) -> None:
     diverging = ("optim.lr=1e38", "schedule.warmup_ratio=0", "trainer.gradient_clip_val=null")
-    quiet = ("callbacks.samples.enabled=false", "evaluate.prompts=0")
+    quiet = ("callbacks.samples.enabled=false", "evaluate.prompts=0", "evaluate.every=null")
     result = run(tmp_path, "experiment=demo", *SMALL, *diverging, *quiet, "run_dir=run")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
@@ -394,7 +394,7 @@ def test_an_own_callback_that_cannot_be_made_is_named_before_anything_is_written
     )
     assert "monitor" in result.stderr
     assert "Traceback" not in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert not (tmp_path / "outputs" / "train").exists()
 
 
 def test_numbers_of_no_validation_have_no_step(run: Run, tmp_path: Path) -> None:

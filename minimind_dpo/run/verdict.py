@@ -95,6 +95,9 @@ class RunVerdict(Callback):
             verdict = self._evaluation(lending(self.policy.model))
         except GivenUpError:
             return
+        except Exception as error:  # a policy that has diverged cannot be sampled from
+            log.warning(f"There is no verdict at step {step}: {' '.join(str(error).split())}")
+            return
         point = self._add_point(step, verdict)
         numbers = {f"verdict/{key}": value for key, value in point.items() if key != "step"}
         for logger in trainer.loggers:
