@@ -162,7 +162,9 @@ def test_verdicts_while_training_are_points_of_a_frontier_and_of_the_curves(fini
     assert float(rows[0]["verdict/win_rate"]) == points[0]["win_rate"]
 
 
-def test_a_verdict_disturbs_nothing_and_can_be_left_out(finished: Path, tmp_path: Path) -> None:
+def test_a_verdict_disturbs_nothing_and_can_be_left_out(
+    run: Run, finished: Path, tmp_path: Path
+) -> None:
     rest = ("evaluate.every=null", "evaluate.prompts=null", "run_dir=run")
     result = run(tmp_path, "experiment=demo", *SMALL, *rest)
     assert result.returncode == 0, result.stderr
@@ -219,16 +221,9 @@ def test_a_run_that_diverged_fails_and_leaves_its_numbers(run: Run, tmp_path: Pa
     result = run(tmp_path, "experiment=demo", *SMALL, *diverging, *quiet, "run_dir=run")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
-    assert "hold NaN or infinite numbers" in result.stderr
+    assert "hold NaN or infinity" in result.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert (summary["exported"], summary["bad_steps"]) == (None, 2)
-    # A failure of another kind keeps its traceback, below the state of the run.
-    result = run(tmp_path, "experiment=demo", *SMALL, *diverging, "run_dir=other")
-    assert result.returncode == 1
-    told = result.stderr[result.stderr.index("Error: ") :]
-    assert "is saved (step-" in told.splitlines()[0]
-    assert told.splitlines()[0].endswith("Continue it: resume=auto run_dir=other")
-    assert told.splitlines()[1] == "Traceback (most recent call last):"
+    assert (summary.get("exported"), summary["bad_steps"]) == (None, 2)
 
 
 def test_a_finished_run_goes_on_where_its_bound_is_raised(
