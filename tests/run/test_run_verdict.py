@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import Config
+from minimind_dpo.evaluation import evaluate
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.models.lora import add_adapters, has_adapters
 from minimind_dpo.options.problem import ConfigError
@@ -188,7 +189,11 @@ def test_a_verdict_while_training_is_given_up_when_the_run_is_to_stop(tmp_path: 
     assert not (tmp_path / "frontier.jsonl").exists()
 
 
-def test_time_told_ahead_grows_with_the_longest_answer_allowed(tmp_path: Path) -> None:
+def test_time_told_ahead_grows_with_the_longest_answer_allowed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock on which a start takes 0.1 s and a token 0.01 s."""
+    monkeypatch.setattr(evaluate, "_seconds", lambda draw, tokens: 0.1 + 0.01 * tokens)
     seconds = []
     for longest in (8, 800):
         config = configured(tmp_path, f"evaluate.max_new_tokens={longest}", "evaluate.prompts=8")
@@ -197,4 +202,5 @@ def test_time_told_ahead_grows_with_the_longest_answer_allowed(tmp_path: Path) -
         evaluation = verdict._evaluation
         assert isinstance(evaluation, Evaluation)
         seconds.append(evaluation.seconds_ahead(lending(verdict.policy.model)))
-    assert 0 < seconds[0] < seconds[1] < 600
+    # 792 tokens more, for both models: 2 x 792 x 0.01 s, and what they take to be scored.
+    assert seconds[1] - seconds[0] > 2 * 792 * 0.01
