@@ -113,13 +113,26 @@ def _unread(options: LossOptions) -> Iterator[Problem]:
             fix = f"Set it to 0, or use {_those_with('label_smoothing')}."
             why = f"is not read by loss.type={name}"
             yield Problem("loss.label_smoothing", why, fix, options.label_smoothing)
+    defaults = LossOptions()
+    for key in ("discopop_tau", "simpo_gamma", "cpo_alpha"):
+        value = getattr(options, key)
+        if value != getattr(defaults, key) and not any(key in LOSSES[n].uses for n in options.type):
+            fix = f"Leave it at {getattr(defaults, key)}, or use {_those_with(key)}."
+            yield Problem(f"loss.{key}", f"is not read by {_named(options)}", fix, value)
+    if options.f_alpha != defaults.f_alpha and options.f_divergence != "alpha_divergence":
+        why = f"is not read by loss.f_divergence={options.f_divergence}"
+        fix = f"Leave it at {defaults.f_alpha}, or set loss.f_divergence=alpha_divergence."
+        yield Problem("loss.f_alpha", why, fix, options.f_alpha)
     if tuple(options.type) == ("sft",):
-        defaults = LossOptions()
         for key in ("label_smoothing", "f_divergence", "ld_alpha", "wpo", "reduction", "rpo_alpha"):
             if getattr(options, key) != getattr(defaults, key):
                 fix = f"Leave it at {getattr(defaults, key)}, or add a preference loss."
                 why = "is not read by loss.type=sft alone"
                 yield Problem(f"loss.{key}", why, fix, getattr(options, key))
+
+
+def _named(options: LossOptions) -> str:
+    return f"loss.type={options.type[0] if len(options.type) == 1 else list(options.type)}"
 
 
 def _those_with(key: str) -> str:

@@ -20,7 +20,6 @@ from minimind_dpo.objective.check_options import (
     padded_mean_warning,
     problems,
     supports_margins,
-    value_problems,
 )
 from minimind_dpo.objective.losses.reference_free import chosen_nll
 from minimind_dpo.objective.losses.registry import LOSSES
@@ -160,8 +159,18 @@ def preference_loss(
         detached: beta times the log-ratio.
 
     Raises:
-        ValueError: A value is out of its range, or something the loss needs is missing.
+        ValueError: A value is out of its range, or no loss of `type` reads it; tensors are not all
+            (P,), which torch would broadcast; or something the loss needs is missing.
     """
+    _refuse_broadcasting(
+        policy_chosen_logps=policy_chosen_logps,
+        policy_rejected_logps=policy_rejected_logps,
+        reference_chosen_logps=reference_chosen_logps,
+        reference_rejected_logps=reference_rejected_logps,
+        chosen_lengths=chosen_lengths,
+        rejected_lengths=rejected_lengths,
+        margins=margins,
+    )
     options = LossOptions(
         type=type,
         weights=weights,
@@ -174,8 +183,8 @@ def preference_loss(
         cpo_alpha=cpo_alpha,
         rpo_alpha=rpo_alpha,
     )
-    if found := value_problems(options):
-        raise ValueError("preference_loss cannot be computed:\n" + "\n".join(map(str, found)))
+    if wrong := problems(options):
+        raise ValueError("preference_loss cannot be computed:\n" + "\n".join(map(str, wrong)))
     terms = PairTerms(
         policy_chosen=policy_chosen_logps,
         policy_rejected=policy_rejected_logps,
@@ -190,6 +199,20 @@ def preference_loss(
     )
     losses, _ = combine(terms, options)
     return losses, *implicit_rewards(terms, options)
+
+
+def _refuse_broadcasting(**values: Tensor | None) -> None:
+    """Raise where tensors are not vectors of one length.
+
+    Raises:
+        ValueError: Naming each with its shape.
+    """
+    shapes = {name: tuple(value.shape) for name, value in values.items() if value is not None}
+    if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(
+            f"every tensor has to be (P,), one number for each of the same P pairs; here: {listed}"
+        )
 
 
 def combine(

@@ -27,6 +27,7 @@ from minimind_dpo.objective.logps import AuxLoss
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
+from minimind_dpo.training.arguments import check_batch, check_models
 from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
 from minimind_dpo.training.optim import make_optimizer, schedule_factor
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
@@ -46,6 +47,10 @@ class DPOModule(L.LightningModule):
         aux_loss: Balance loss of a mixture of experts from its router logits.
         aux_coef: Its factor; at 0 it is not computed.
         guard: What to do about steps that are not finite; the default refuses them.
+
+    Raises:
+        TypeError: Policy or reference is no model, as a name or path is none.
+        ValueError: They are one object.
     """
 
     def __init__(
@@ -61,6 +66,7 @@ class DPOModule(L.LightningModule):
         guard: StepGuard | None = None,
     ) -> None:
         super().__init__()
+        check_models(policy, reference)
         self.policy = policy
         if isinstance(reference, PreTrainedModel):
             reference = OnlineReference(reference)
@@ -96,6 +102,7 @@ class DPOModule(L.LightningModule):
 
     def training_step(self, batch: PreferenceBatch, batch_idx: int) -> Tensor:
         """Loss of one micro-batch, scaled for its optimizer step."""
+        check_batch(batch)
         if batch.num_pairs == 0:
             return self._connected_zero()
         policy = score(self.policy, batch, statistics=True, aux_loss=self.aux_loss)
@@ -150,6 +157,7 @@ class DPOModule(L.LightningModule):
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
         """Add a batch's metrics to the sums of this validation."""
+        check_batch(batch)
         if batch.num_pairs:
             policy = score(self.policy, batch, statistics=True)
             self._losses(policy, batch, self._val_sums)

@@ -47,6 +47,11 @@ NAN = float("nan")
         ({"type": ("orpo",), "rpo_alpha": 1.0}, "loss.rpo_alpha=1.0"),
         ({"type": ("hinge",), "label_smoothing": 0.1}, "loss.label_smoothing=0.1"),
         ({"type": ("discopop",), "discopop_tau": 0}, "loss.discopop_tau=0"),
+        ({"discopop_tau": 0.1}, "loss.discopop_tau=0.1"),
+        ({"simpo_gamma": 1.0}, "loss.simpo_gamma=1.0"),
+        ({"type": ("simpo", "sft"), "cpo_alpha": 0.5}, "loss.cpo_alpha=0.5"),
+        ({"f_alpha": 0.3}, "loss.f_alpha=0.3"),
+        ({"f_divergence": "js_divergence", "f_alpha": 0.3}, "loss.f_alpha=0.3"),
     ],
 )
 def test_a_setting_without_meaning_is_refused_by_its_key(settings: dict[str, Any], key: str):
@@ -66,6 +71,19 @@ def test_problems_are_told_all_at_once():
 def test_every_loss_is_accepted_with_its_defaults(name):
     smoothing = 0.001 if name == "exo_pair" else 0.0
     assert problems(LossOptions(type=(name,), label_smoothing=smoothing)) == []
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"type": ("discopop",), "discopop_tau": 0.1},
+        {"type": ("simpo",), "simpo_gamma": 1.0},
+        {"type": ("simpo", "cpo"), "cpo_alpha": 0.5, "simpo_gamma": 1.0},
+        {"f_divergence": "alpha_divergence", "f_alpha": 0.3},
+    ],
+)
+def test_a_coefficient_is_accepted_where_a_loss_reads_it(settings: dict[str, Any]):
+    assert problems(LossOptions(**settings)) == []
 
 
 def test_whatever_the_values_are_problems_does_not_raise():

@@ -204,3 +204,27 @@ def test_log1m_exp_keeps_its_digits_at_both_ends():
     assert result.tolist() == pytest.approx(expected, rel=1e-8)
     result.sum().backward()
     assert torch.isfinite(values.grad).all()
+
+
+@pytest.mark.parametrize(
+    ("position", "shape"), [(0, (4, 1)), (1, (1,)), (2, (4, 1)), (3, (1,)), (2, ())]
+)
+def test_shapes_that_torch_would_broadcast_are_refused(position, shape):
+    values = [torch.zeros(4) for _ in range(4)]
+    values[position] = torch.zeros(shape)
+    with pytest.raises(ValueError, match=r"has to be \(P,\).*_logps \(4,\)"):
+        preference_loss(*values)
+
+
+def test_lengths_and_margins_have_one_number_a_pair_too():
+    four = [torch.zeros(4) for _ in range(4)]
+    with pytest.raises(ValueError, match=r"margins \(1,\)"):
+        preference_loss(*four, margins=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"chosen_lengths \(4, 1\)"):
+        preference_loss(*four, type="ipo", chosen_lengths=torch.ones(4, 1))
+
+
+def test_an_option_that_the_loss_does_not_read_is_refused():
+    four = [torch.zeros(4) for _ in range(4)]
+    with pytest.raises(ValueError, match=r"loss.label_smoothing=0.1: is not read by .*hinge"):
+        preference_loss(*four, type="hinge", label_smoothing=0.1)

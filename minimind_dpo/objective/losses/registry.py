@@ -19,7 +19,7 @@ class Loss:
     Attributes:
         function: (PairTerms, LossOptions) -> losses (P,).
         uses: What changes this loss, among `label_smoothing`, `f_divergence`, `margin`,
-            `ld_alpha`, `wpo`, `reduction`, `rpo_alpha`.
+            `ld_alpha`, `wpo`, `reduction`, `rpo_alpha`, and coefficients of its own.
         reference: Whether it reads the reference.
         sorts: Whether it sorts over the batch, so that its values belong to no pair.
     """
@@ -52,14 +52,16 @@ LOSSES: dict[str, Loss] = {
     "aot_unpaired": Loss(pairwise.aot_unpaired, _SUMS - {"wpo"} | _SMOOTH, sorts=True),
     "apo_zero": Loss(pointwise.apo_zero, _SUMS),
     "apo_down": Loss(pointwise.apo_down, _SUMS),
-    "discopop": Loss(pairwise.discopop, _SUMS | _GAP),
+    "discopop": Loss(pairwise.discopop, _SUMS | _GAP | {"discopop_tau"}),
     "sigmoid_norm": Loss(pairwise.sigmoid_norm, _MEANS | _GAP | _SMOOTH),
     "sft": Loss(reference_free.sft, reference=False),
-    "simpo": Loss(reference_free.simpo, _SMOOTH | {"margin", "wpo"}, reference=False),
+    "simpo": Loss(
+        reference_free.simpo, _SMOOTH | {"margin", "wpo", "simpo_gamma"}, reference=False
+    ),
     "orpo": Loss(reference_free.orpo, frozenset({"wpo"}), reference=False),
     "cpo": Loss(
         reference_free.cpo,
-        _SMOOTH | {"margin", "wpo", "ld_alpha", "reduction"},
+        _SMOOTH | {"margin", "wpo", "ld_alpha", "reduction", "cpo_alpha"},
         reference=False,
     ),
 }
