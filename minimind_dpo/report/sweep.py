@@ -40,7 +40,7 @@ class Column(NamedTuple):
 
 
 COLUMNS: Final = (
-    Column("win_rate", "win rate", "{:.0%}", "{:.1%}"),
+    Column("win_rate", "wins", "{:.0%}", "{:.1%}"),
     Column("length_controlled", "at equal length", "{:.0%}", "{:.1%}"),
     Column("kl", "KL, nats", "{:.2f}", "{:.2f}"),
     Column("length_ratio", "length", "x{:.2f}", "{:.2f}"),
@@ -49,6 +49,17 @@ COLUMNS: Final = (
     Column("pair_accuracy", "pair accuracy", "{:.0%}", "{:.1%}"),
     Column("seconds", "seconds", "{:.0f}", "{:.0f}"),
 )
+
+_TERMINAL: Final = {
+    "win_rate",
+    "length_controlled",
+    "kl",
+    "length_ratio",
+    "perplexity_ratio",
+    "pair_accuracy",
+}
+_SPREAD: Final = {"length_controlled", "kl"}
+"""What the recommendation goes by."""
 
 _STYLE: Final = """
 body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem }
@@ -119,14 +130,25 @@ class SweepReport:
         return [f"{job.number}: {job.left}" for job in self.jobs if job.left]
 
     def table(self) -> Table:
-        """For the terminal."""
-        table = Table(title=f"Sweep {self.name}, judged by {self.judges}", title_justify="left")
-        table.add_column("setting")
-        for name in self.heading[1:]:
-            table.add_column(name, justify="right")
-        for setting, row in zip(self.settings, self.rows, strict=True):
-            table.add_row(*row, style="bold green" if setting is self.choice else "")
+        """For a terminal of 80 characters; the pages have every number and its spread."""
+        columns = [column for column in COLUMNS if column.key in _TERMINAL]
+        title = f"Sweep {self.name}, judged by {self.judges}"
+        table = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+        table.add_column("setting", no_wrap=True)
+        for heading in ("runs", *(column.heading for column in columns)):
+            table.add_column(heading, justify="right")
+        for setting in self.settings:
+            runs = f"{len(setting.jobs)}/{len(setting.jobs) + len(setting.left)}"
+            cells = [cell(setting, column, column.key in _SPREAD) for column in columns]
+            style = "bold green" if setting is self.choice else ""
+            table.add_row(setting.name, runs, *cells, style=style)
         return table
+
+    @property
+    def remarks(self) -> list[str]:
+        """Alarms, and runs without a result, a line each."""
+        alarms = [f"{s.name}: {alarm}" for s in self.settings for alarm in s.alarms]
+        return [*alarms, *(f"job {line}" for line in self.left)]
 
     def markdown(self) -> str:
         """The whole report as Markdown."""
@@ -175,13 +197,15 @@ class SweepReport:
         )
 
 
-def cell(setting: Setting, column: Column) -> str:
+def cell(setting: Setting, column: Column, spread: bool = True) -> str:
     """A mean and its spread as text; a dash where no run has the number."""
     number = setting.number(column.key)
     if number is None:
         return "-"
     text = column.form.format(number.mean)
-    return text if number.spread is None else f"{text} ± {column.spread.format(number.spread)}"
+    if number.spread is None or not spread:
+        return text
+    return f"{text} ±{column.spread.format(number.spread)}"
 
 
 def frontier(settings: list[Setting]) -> str:
@@ -228,6 +252,8 @@ def tell_answer(sweep: Path) -> SweepReport:
         write_text(sweep / f"report.{name}", text)
     console = Console()
     console.print(report.table())
-    console.print(report.sentence, highlight=False)
+    for remark in report.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
+    console.print(report.sentence, highlight=False, soft_wrap=True)
     console.print(f"Report: {sweep / 'report.html'}", highlight=False, soft_wrap=True)
     return report

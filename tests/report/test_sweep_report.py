@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from minimind_dpo.report.__main__ import WRONG_INPUT, main
 from minimind_dpo.report.jobs import Job, read_jobs
@@ -100,9 +102,10 @@ def test_a_folder_becomes_a_table_pages_and_a_sentence(
 ) -> None:
     assert main([str(sweep)]) == 0
     shown = " ".join(capsys.readouterr().out.split())
+    assert "job 4: diverged" in shown
     assert "take loss.beta=0.05: wins 72% at equal length, KL 1.00 nats" in shown
     markdown = (sweep / "report.md").read_text(encoding="utf-8")
-    assert "| loss.beta=0.05 | 2 of 2 | - | 72% ± 2.8% | 1.00 ± 0.00 |" in markdown
+    assert "| loss.beta=0.05 | 2 of 2 | - | 72% ±2.8% | 1.00 ±0.00 |" in markdown
     assert "- 3: unfinished or failed" in markdown
     assert "- 4: diverged" in markdown
     rows = list(csv.DictReader(io.StringIO((sweep / "report.csv").read_text(encoding="utf-8"))))
@@ -111,6 +114,23 @@ def test_a_folder_becomes_a_table_pages_and_a_sentence(
     page = (sweep / "report.html").read_text(encoding="utf-8")
     assert "<svg" in page
     assert not re.search(r"(src|href)=.http|@import|url\(h", page)
+
+
+def test_the_table_is_whole_in_a_terminal_of_80_characters() -> None:
+    numbers = {"length_ratio": 1.13, "perplexity_ratio": 1.31, "pair_accuracy": 1.0}
+    jobs = []
+    for beta, seed, rate in ((0.05, "1", 0.6), (0.05, "2", 0.7), (0.5, "1", 0.65)):
+        one = job(beta, rate, 10.5 + rate, seed=seed)
+        jobs.append(dataclasses.replace(one, point={**one.point, **numbers}))
+    settings = compare(jobs)
+    report = SweepReport("2026-11-25_02-06-14_beta", jobs, settings, *recommend(settings))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table())
+    text = console.export_text()
+    assert "…" not in text
+    assert "loss.beta=0.05" in text
+    assert "65% ±7.1%" in text
+    assert "11.15 ±0.07" in text
 
 
 def test_a_page_without_matplotlib_says_how_to_draw(
