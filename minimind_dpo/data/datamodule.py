@@ -21,12 +21,7 @@ from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.batches.loader import LaidOutPairs, PlannedLoader
 from minimind_dpo.data.batches.split import split_indices
-from minimind_dpo.data.batches.step_plan import (
-    StepSampler,
-    StepShape,
-    accumulation_for,
-    carry_over,
-)
+from minimind_dpo.data.batches.step_plan import StepSampler, StepShape, carry_over
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.problems import DataError, Problem
 from minimind_dpo.data.store.prepare import prepare_store
@@ -45,8 +40,6 @@ class LoaderOptions:
         batch_size: Pairs per device per micro-batch, on average over an optimizer step.
         layout: `prefix_shared`, `packed` or `padded`.
         pad_to_max_length: Rectangles always as wide as max_length.
-        max_tokens_per_batch: Refuse to start if a micro-batch would hold more tokens; None for
-            no bound.
         shuffle: New order of the training pairs each epoch.
         drop_last: Leave out the optimizer step that the end of the data cuts short.
         num_workers: Loading processes.
@@ -57,7 +50,6 @@ class LoaderOptions:
     batch_size: int = DataOptions.batch_size
     layout: str = DataOptions.layout
     pad_to_max_length: bool = DataOptions.pad_to_max_length
-    max_tokens_per_batch: int | None = DataOptions.max_tokens_per_batch
     shuffle: bool = DataOptions.shuffle
     drop_last: bool = DataOptions.drop_last
     num_workers: int = DataOptions.num_workers
@@ -170,9 +162,8 @@ class PreferenceDataModule(L.LightningDataModule):
         self._divide(self.train_store)
 
     def setup(self, stage: str) -> None:
-        """Open the stores and check the plan of the batches."""
+        """Open the stores that `prepare_data` wrote."""
         self.prepare_data()
-        self._check_tokens()
 
     def _divide(self, store: TokenStore) -> None:
         """Decide which rows are trained on and which validated."""
@@ -187,7 +178,6 @@ class PreferenceDataModule(L.LightningDataModule):
         if len(self.train_rows) == 0:
             why = "no pair is left to train on: see the data report for what was dropped and why"
             raise DataError([Problem(", ".join(self.train_files), why)])
-        self._check_tokens()
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Micro-batches of this rank, whole optimizer steps planned ahead."""
@@ -351,28 +341,6 @@ class PreferenceDataModule(L.LightningDataModule):
             persistent_workers=False,
             prefetch_factor=4 if workers else None,
             seed=self.loader.seed,
-        )
-
-    def _check_tokens(self) -> None:
-        bound = self.loader.max_tokens_per_batch
-        if bound is None:
-            return
-        sampler = self.train_sampler()
-        epochs = max(1, (self.trainer.max_epochs or 1) if self.trainer is not None else 1)
-        most = sampler.largest(epochs)
-        if most <= bound:
-            return
-        accumulate = accumulation_for(sampler, epochs, bound)
-        pairs = sampler.shape.batch_size * sampler.shape.accumulate
-        advice = (
-            f"a single pair has more: raise it, or lower data.max_length={self.collate.max_length}"
-            if accumulate is None
-            else f"use trainer.accumulate_grad_batches={accumulate} "
-            f"data.batch_size={-(-pairs // accumulate)} for the same {pairs} pairs a step"
-        )
-        raise ValueError(
-            f"data.max_tokens_per_batch={bound}, but a micro-batch would hold {most} tokens; "
-            f"{advice}"
         )
 
 

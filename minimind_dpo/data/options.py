@@ -58,7 +58,6 @@ class DataOptions:
     layout: Annotated[str, Choices(*LAYOUTS)] = "prefix_shared"
     pad_to_max_length: bool = False
     batch_size: Annotated[int, COUNT] = 8
-    max_tokens_per_batch: Annotated[int | None, COUNT] = None
     max_length: Annotated[int, Range(2)] = 1024
     max_prompt_length: Annotated[int | None, COUNT] = None
     max_completion_length: Annotated[int | None, COUNT] = None

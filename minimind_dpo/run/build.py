@@ -87,7 +87,6 @@ def build_datamodule(
             batch_size=data.batch_size,
             layout=data.layout,
             pad_to_max_length=data.pad_to_max_length,
-            max_tokens_per_batch=data.max_tokens_per_batch,
             shuffle=data.shuffle,
             drop_last=data.drop_last,
             num_workers=data.num_workers,

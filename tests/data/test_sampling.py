@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minimind_dpo.data.batches.step_plan import StepSampler, StepShape, accumulation_for
+from minimind_dpo.data.batches.step_plan import StepSampler, StepShape
 
 
 def make(n: int, shape: StepShape, **options: object) -> StepSampler:
@@ -102,12 +102,3 @@ def test_a_run_of_few_steps_visits_the_pairs_of_those_steps_alone() -> None:
     assert len(sampler.visited(None, None)) == 10
     short = make(10, StepShape(2, 2), seed=3, drop_last=True)
     assert set(short.visited(None, 3)) == set(order[0][:8]) | set(order[1][:4])
-
-
-def test_the_accumulation_that_fits_is_named() -> None:
-    tokens = np.full(16, 100)
-    sampler = StepSampler(np.arange(16), tokens, StepShape(8, 1), shuffle=False)
-    assert sampler.largest(1) == 800
-    assert accumulation_for(sampler, 1, 400) == 2
-    assert accumulation_for(sampler, 1, 250) == 4
-    assert accumulation_for(sampler, 1, 99) is None

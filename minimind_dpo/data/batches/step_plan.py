@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -167,19 +167,6 @@ class StepSampler(Sampler[MicroBatch]):
             left -= an_epoch
         return np.array(sorted(seen), dtype=np.int64)
 
-    def largest(self, epochs: int) -> int:
-        """Most tokens in one micro-batch of the first `epochs` epochs."""
-        cost = dict(zip(self.rows.tolist(), self.tokens.tolist(), strict=True))
-        return max(
-            (
-                sum(cost[row] for row in micro_batch.rows)
-                for epoch in range(epochs if self.shuffle else 1)
-                for rank in self.plan(epoch)
-                for micro_batch in rank
-            ),
-            default=0,
-        )
-
     def _window(self, positions: np.ndarray, limit: int) -> list[list[MicroBatch]]:
         """Spread one window: [rank][micro-batch], at most `limit` micro-batches a rank."""
         ranks = self.shape.world_size
@@ -228,24 +215,3 @@ def carry_over(
     old_pairs, new_pairs = (s["batch_size"] * s["accumulate"] * s["world_size"] for s in (old, new))
     steps, rest = divmod(-(-micro_batches // old["accumulate"]) * old_pairs, new_pairs)
     return steps * new["accumulate"], rest == 0
-
-
-def accumulation_for(sampler: StepSampler, epochs: int, max_tokens: int) -> int | None:
-    """Smallest accumulation, at the same pairs a step, whose micro-batches fit in `max_tokens`.
-
-    Returns:
-        The `trainer.accumulate_grad_batches` to use, or None where a single pair is too long.
-    """
-    if len(sampler.tokens) and int(sampler.tokens.max()) > max_tokens:
-        return None
-    pairs = sampler.shape.batch_size * sampler.shape.accumulate
-    for accumulate in range(sampler.shape.accumulate + 1, pairs + 1):
-        if pairs % accumulate:
-            continue
-        shape = replace(sampler.shape, batch_size=pairs // accumulate, accumulate=accumulate)
-        finer = StepSampler(
-            sampler.rows, sampler.tokens, shape, seed=sampler.seed, shuffle=sampler.shuffle
-        )
-        if finer.largest(epochs) <= max_tokens:
-            return accumulate
-    return pairs
