@@ -38,6 +38,7 @@ OTHER_NAMES: Final[dict[str, str]] = {
 
 _ADVICE: Final[dict[str, str]] = {
     "sweep.jobs": "Jobs run at the same time with -m hydra/launcher=joblib hydra.launcher.n_jobs=N",
+    "trainer.overfit_batches": "Use trainer.limit_train_batches=N data.shuffle=false.",
     "optimizer": "There is one, AdamW: its keys are optim.lr, optim.betas, optim.weight_decay.",
 }
 

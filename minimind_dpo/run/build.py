@@ -260,5 +260,7 @@ def build_trainer(
     keywords |= {"log_every_n_steps": plan.log_every, "max_time": None}  # TimeLimit has it
     # ValidationSchedule has what was configured; it decides between optimizer steps.
     keywords |= {"val_check_interval": 1.0, "check_val_every_n_epoch": 1}
+    # The data module spreads pairs over ranks, and a whole validation runs at the start.
+    keywords |= {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
     keywords["plugins"] = [AtomicCheckpointIO()]
     return L.Trainer(**keywords, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))

@@ -198,7 +198,7 @@ class ReferenceOptions:
 
 @dataclass
 class TrainerOptions:
-    """Keywords of `lightning.pytorch.Trainer`, by their own names."""
+    """Keywords of `lightning.pytorch.Trainer`, by their own names, where a run has a choice."""
 
     accelerator: Annotated[str, Choices("auto", "cpu", "gpu", "cuda", "mps", "tpu")] = "auto"
     strategy: Annotated[str, Choices(*STRATEGIES, refused=_SHARDED)] = "auto"
@@ -223,9 +223,6 @@ class TrainerOptions:
     ] = None
     limit_train_batches: Annotated[Any, _AMOUNT] = None
     limit_val_batches: Annotated[Any, _AMOUNT] = None
-    limit_test_batches: Annotated[Any, _AMOUNT] = None
-    limit_predict_batches: Annotated[Any, _AMOUNT] = None
-    overfit_batches: Any = 0.0
     val_check_interval: Annotated[
         Any,
         Form(
@@ -234,7 +231,6 @@ class TrainerOptions:
         ),
     ] = 0.25
     check_val_every_n_epoch: Annotated[int | None, COUNT] = 1
-    num_sanity_val_steps: Annotated[int, Range(-1)] = 0
     log_every_n_steps: Annotated[int | None, COUNT] = None
     enable_progress_bar: bool = True
     enable_model_summary: bool = False
@@ -247,14 +243,8 @@ class TrainerOptions:
     ] = None
     benchmark: bool | None = None
     inference_mode: bool = True
-    use_distributed_sampler: bool = False
     profiler: Annotated[str | None, Choices("simple", "advanced", "pytorch", "xla")] = None
     detect_anomaly: bool = False
-    barebones: bool = False
-    sync_batchnorm: bool = False
-    reload_dataloaders_every_n_epochs: int = 0
-    enable_autolog_hparams: bool = True
-    model_registry: str | None = None
 
     def __post_init__(self) -> None:
         # Lightning's older spellings, so that the rest of the program compares with one name only.
@@ -330,31 +320,6 @@ class GuardOptions:
     stop_grace: Annotated[float, NOT_NEGATIVE] = 5.0
 
 
-# Keywords of Lightning's Trainer that have one value here: why, and what to do instead.
-_FIXED: Final[dict[str, tuple[Any, str, str]]] = {
-    "overfit_batches": (
-        0,
-        "would replace the sampler that plans whole optimizer steps",
-        "Use trainer.limit_train_batches=N data.shuffle=false.",
-    ),
-    "use_distributed_sampler": (
-        False,
-        "would split pairs over ranks twice",
-        "Leave it false.",
-    ),
-    "barebones": (
-        False,
-        "forbids the logging and checkpoints that a run has",
-        "Leave it false.",
-    ),
-    "reload_dataloaders_every_n_epochs": (
-        0,
-        "is not needed: each epoch has its own order",
-        "Leave it 0.",
-    ),
-}
-
-
 def schedule_problems(options: ScheduleOptions) -> Iterator[Problem]:
     """Warmup given twice, or where there can be none."""
     if options.warmup_steps is not None and options.warmup_ratio:
@@ -381,7 +346,7 @@ def end_problems(trainer: TrainerOptions, schedule: ScheduleOptions) -> Iterator
 
 
 def trainer_problems(options: TrainerOptions) -> Iterator[Problem]:
-    """A run without an end or without a step, and keywords with one possible value."""
+    """A run without an end or without a step."""
     bounds = (options.max_epochs, options.max_steps)
     if all(bound in (None, -1) for bound in bounds) and options.max_time is None:
         why = "leaves the run without an end"
@@ -390,9 +355,6 @@ def trainer_problems(options: TrainerOptions) -> Iterator[Problem]:
     for key in ("max_epochs", "max_steps", "limit_train_batches"):
         if is_amount(getattr(options, key)) and getattr(options, key) == 0:
             yield Problem(f"trainer.{key}", "trains nothing", value=0)
-    for name, (expected, why, fix) in _FIXED.items():
-        if getattr(options, name) != expected:
-            yield Problem(f"trainer.{name}", why, fix, getattr(options, name))
 
 
 def logger_problems(options: LoggerOptions) -> Iterator[Problem]:

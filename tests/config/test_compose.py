@@ -30,6 +30,11 @@ from minimind_dpo.options.problem import ConfigError
             "trainer.devcies=4",
             "trainer.devcies=4: there is no such key. Did you mean trainer.devices?",
         ),
+        (
+            "trainer.overfit_batches=2",
+            "trainer.overfit_batches=2: there is no such key. Use trainer.limit_train_batches=N "
+            "data.shuffle=false.",
+        ),
         ("expriment=demo", "expriment=demo: there is no such key. Did you mean experiment?"),
         (
             "loss.beta=abc",
