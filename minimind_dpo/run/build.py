@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
@@ -46,6 +48,8 @@ from minimind_dpo.training.resume.callback import make_checkpoints
 from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO
 from minimind_dpo.training.resume.random_state import RandomState
 from minimind_dpo.training.signals import StopRequest
+
+log = logging.getLogger(__name__)
 
 _OWN_TO_RANK = ("trainer.devices", "run_dir", "resume", "log_level")
 """Keys that ranks on different machines may give differently; the run itself is shared."""
@@ -108,12 +112,7 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
         adapters=config.model.adapters,
     )
     model = loaded.model
-    check_layout(
-        model,
-        config.data.layout,
-        max_length=config.data.max_length,
-        noise=config.model.dropout > 0,
-    )
+    _check_layout(config, model)
     lora = config.model.lora
     if lora.r:
         add_adapters(
@@ -129,6 +128,33 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
     if config.model.compile:
         compile_layers(model, Path(config.data.cache_dir).expanduser() / "compiled")
     return loaded
+
+
+def _check_layout(config: Config, model: PreTrainedModel) -> None:
+    noise, length = config.model.dropout > 0, config.data.max_length
+    check_layout(model, config.data.layout, max_length=length, noise=noise)
+
+
+def check_on_device(config: Config, policy: LoadedModel, trainer: L.Trainer) -> None:
+    """Prove the layout where the run computes it: on its device, in its precision.
+
+    Other kernels run there than on the CPU, where `build_policy` has proved it in full precision.
+
+    Raises:
+        CheckpointError: Log-probs are not the model's own there.
+    """
+    device, model = trainer.strategy.root_device, policy.model
+    mixed = str(trainer.precision).endswith("-mixed")
+    if device.type == "cpu" and not mixed:
+        return
+    torch.nn.Module.to(model, device)
+    on_card = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    autocast = trainer.precision_plugin.forward_context() if mixed else contextlib.nullcontext()
+    # Graphs of made-up pairs and of plain attention would be compiled for nothing.
+    with on_card, autocast, torch.compiler.set_stance("force_eager"):
+        _check_layout(config, model)
+    if config.data.layout == "padded":
+        log.info("Attention: transformers' own, since data.layout=padded")
 
 
 def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer:

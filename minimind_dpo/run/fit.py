@@ -28,6 +28,7 @@ from minimind_dpo.run.build import (
     build_reference,
     build_tokenizer,
     build_trainer,
+    check_on_device,
 )
 from minimind_dpo.run.check_models import check_models
 from minimind_dpo.run.exit import supervised
@@ -156,6 +157,7 @@ def _fit(
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
+    check_on_device(config, policy, trainer)
     if first:
         print_plan(plan, config, trainer, policy.model, console)
     log.info(f"Run folder: {run.folder}")

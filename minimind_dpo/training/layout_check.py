@@ -5,8 +5,9 @@ through the layout. Linear attention, state-space layers, masks of a model's own
 more than a linear layer would otherwise give wrong numbers without a word. Where the configuration
 names a length at which attention changes (a sliding window, a chunk), one pair is longer than it.
 
-How much may differ is measured on the model itself: rounding is imitated by moving the output of
-every layer by one unit of float32's last place, and no layout may move a log-prob much further.
+How much may differ is measured on the model itself, where it is and in the precision of the context:
+rounding is imitated by moving the output of every layer by one unit of its last place, and no
+layout may move a log-prob much further.
 """
 
 from __future__ import annotations
@@ -45,6 +46,10 @@ _LENGTH_NAME = re.compile(
 )
 """Fields of a configuration that are lengths, in tokens, at which attention changes."""
 
+_PRODUCTS = {"highest": torch.float32, "high": torch.float16, "medium": torch.bfloat16}
+"""What float32 products round their factors to, by `torch.get_float32_matmul_precision`: TF32 has
+the 10 bits of float16."""
+
 _NOISE_NAME = re.compile("jitter|noise|drop")
 """Fields of a configuration that make a model noisy in train mode."""
 
@@ -71,7 +76,8 @@ def check_layout(
     """Compare a layout with plain forwards of the same model, and train mode with eval mode.
 
     Args:
-        model: On any device; it is left with the attention that the layout needs.
+        model: On any device, under autocast or not; it is left with the attention that the layout
+            needs.
         layout: `prefix_shared`, `packed` or `padded`.
         max_length: Tokens of the longest sequence to be scored; longer windows do not matter.
         noise: The model is noisy in train mode on purpose (dropout).
@@ -80,7 +86,8 @@ def check_layout(
         CheckpointError: They differ, or the model cannot be run in this layout at all.
     """
     problems = []
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), evaluating(model):
+    cards = [model.device] if model.device.type == "cuda" else []
+    with torch.no_grad(), torch.random.fork_rng(devices=cards), evaluating(model):
         short = _text(model, _SHAPES)
         for text in (short, *_long_text(model, max_length)):
             if reason := _difference(model, layout, text):
@@ -157,12 +164,13 @@ def _plain_logps(model: PreTrainedModel, pairs: list[TokenizedPair]) -> Tensor:
 def _rounded_otherwise(model: PreTrainedModel) -> Iterator[None]:
     """Move every layer's output by up to one unit of the last place, at random."""
     generator = torch.Generator().manual_seed(0)
+    products = _PRODUCTS[torch.get_float32_matmul_precision()]
 
     def move(layer: nn.Module, inputs: Any, output: Any) -> Any:
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return None
         # Rotary tables and some norms are float32 in float64 models too.
-        eps = max(torch.finfo(dtype).eps for dtype in (output.dtype, torch.float32))
+        eps = max(torch.finfo(dtype).eps for dtype in (output.dtype, products))
         shift = torch.rand(output.shape, generator=generator).mul_(2 * eps).sub_(eps)
         return output * (
             1 + shift.to(output.device, torch.promote_types(output.dtype, torch.float32))

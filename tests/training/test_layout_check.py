@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 import transformers as tf
-from training_support import tiny_model
+from torch import Tensor
+from training_support import quiet_trainer, tiny_model
 
+from minimind_dpo.config.compose import compose
+from minimind_dpo.models.attention import planned
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.run.build import check_on_device
 from minimind_dpo.training import layout_check
 from minimind_dpo.training.layout_check import check_layout
 
@@ -105,6 +112,44 @@ def test_the_tolerance_follows_the_model_s_own_rounding() -> None:
     assert large > 10 * small
     for layout in ("prefix_shared", "packed", "padded"):
         check_layout(sharp, layout)
+
+
+@torch.no_grad()
+def test_the_tolerance_follows_the_precision_that_products_have() -> None:
+    def tolerance(dtype: torch.dtype | None = None, products: str = "highest") -> float:
+        torch.set_float32_matmul_precision(products)
+        try:
+            with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+                return layout_check._text(tiny_model(), layout_check._SHAPES).tolerance
+        finally:
+            torch.set_float32_matmul_precision("highest")
+
+    exact = tolerance()
+    # 23 bits in float32, 10 in TF32, 7 in bfloat16: each rounds 8,192 or 8 times as far as the last.
+    assert 1e-6 < exact < 1e-4
+    assert 500 * exact < tolerance(products="high") < 0.5
+    assert 2 * tolerance(products="high") < tolerance(torch.bfloat16) < 2.0
+
+
+def test_a_kernel_that_is_wrong_in_the_run_s_precision_alone_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = planned._outside_graphs
+
+    def wrong(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        # No query sees more than itself where the products are bfloat16.
+        out = right(q, k, v, *rest)
+        groups = q.shape[1] // v.shape[1]
+        alone = v.repeat_interleave(groups, 1).transpose(1, 2)
+        return alone if torch.is_autocast_enabled("cpu") else out
+
+    monkeypatch.setattr(planned, "_outside_graphs", wrong)
+    policy: Any = SimpleNamespace(model=tiny_model())
+    config = compose(["experiment=demo"])
+    for precision, refused in (("32-true", False), ("bf16-mixed", True)):
+        trainer = quiet_trainer(precision=precision)
+        with pytest.raises(CheckpointError, match="nats") if refused else nullcontext():
+            check_on_device(config, policy, trainer)
 
 
 def test_noise_of_train_mode_is_named_with_the_key_that_ends_it() -> None:
