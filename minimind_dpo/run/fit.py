@@ -55,9 +55,10 @@ from minimind_dpo.run.summary import (
 )
 from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
-from minimind_dpo.training.distributed import RankGuard, decided
+from minimind_dpo.training.distributed import RankGuard, choose_device, decided
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError
+from minimind_dpo.training.options import parse_devices
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
 from minimind_dpo.training.resume.curves import log_hyperparameters
 from minimind_dpo.training.signals import StopRequest
@@ -130,6 +131,8 @@ def _fit(
     first = launch.rank() == 0
     config = settle(config)
     prepare_process(config)
+    if config.trainer.accelerator in ("auto", "gpu", "cuda") and launch.world_size():
+        choose_device(parse_devices(config.trainer.devices))
     extra = build_extra("callbacks.extra", config.callbacks.extra, Callback)
     extra_loggers = build_extra("logger.extra", config.logger.extra, Logger)
     tokenizer = build_tokenizer(config)

@@ -37,6 +37,8 @@ def open_run(
     timeout = config.guard.rank_timeout
     run = decided(lambda: claim_run(config, lock), timeout)
     data = build_datamodule(config, tokenizer, progress=first)
+    # Under torchrun and srun one rank tokenises, and the others find it in the cache.
+    decided(data.prepare_data, timeout)
     data.prepare_data()
     _check_margins(config, data)
     plan = RunPlan.of(config, data)

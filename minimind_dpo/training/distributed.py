@@ -8,6 +8,7 @@ was. The process that started the others waits for them, and ends them where the
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from inspect import signature
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -27,6 +29,7 @@ import torch
 from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
+from torch.nn.parallel import DistributedDataParallel
 
 from minimind_dpo import launch
 from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
@@ -37,6 +40,21 @@ _T = TypeVar("_T")
 
 FIRST_FAILURE: Final = ".first-failure"
 _GRACE: Final = 10.0
+_BUFFERS: Final = ("forward_sync_buffers", "broadcast_buffers")  # the newer name first
+_DDP: Final = {
+    # Gradients are views of what is reduced: one copy of them less, in memory and time.
+    "gradient_as_bucket_view": True,
+    # Rotary tables and masks are the same on all ranks, and nothing trains them.
+    next(name for name in _BUFFERS if name in signature(DistributedDataParallel).parameters): False,
+    # NOTE: a rank without pairs uses each weight once, the others a tied embedding twice.
+    "static_graph": False,
+}
+
+
+_STUCK: Final = (
+    ", with which NCCL ends a process that has waited {:g} s (guard.rank_timeout) for another "
+    "rank: one is stuck or very slow, and the line of NCCL's watchdog above names what it waited in"
+)
 
 
 class RanksDisagreeError(ValueError):
@@ -66,22 +84,41 @@ def decided(decide: Callable[[], _T], timeout: float) -> _T:
 def _share(value: Any, timeout: float) -> Any:
     """Rank 0's value on all ranks."""
     if not torch.distributed.is_initialized():
-        slurm = SLURMEnvironment()
-        if not launch.started_by_torchrun():
-            # Both put what they find into the environment, where torch looks for it.
-            _ = slurm.main_address, slurm.main_port
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(launch.local_rank())
-        torch.distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if cuda else "gloo",
-            timeout=timedelta(seconds=timeout),
-            rank=launch.rank(),
-            world_size=launch.world_size() or 1,
-        )
+        _join(timeout)
     shared = [value]
     torch.distributed.broadcast_object_list(shared, src=0)
     return shared[0]
+
+
+def _join(timeout: float) -> None:
+    """Make the group of the ranks that torchrun or srun started; it ends with the process."""
+    slurm = SLURMEnvironment()
+    if not launch.started_by_torchrun():
+        # Both put what they find into the environment, where torch looks for it.
+        _ = slurm.main_address, slurm.main_port
+    torch.distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        timeout=timedelta(seconds=timeout),
+        rank=launch.rank(),
+        world_size=launch.world_size() or 1,
+    )
+    # Lightning does this for groups that it makes itself.
+    atexit.register(torch.distributed.destroy_process_group)
+
+
+def choose_device(devices: int | list[int] | None) -> None:
+    """Make this rank's CUDA device the current one, as Lightning does later; nothing without CUDA.
+
+    Objects that ranks exchange go through the current device.
+
+    Args:
+        devices: From `parse_devices`: which, or how many, or None for all.
+    """
+    count = torch.cuda.device_count()
+    if count:
+        listed = devices if isinstance(devices, list) else list(range(count))
+        # A launcher may show each rank its own device alone.
+        torch.cuda.set_device(listed[launch.local_rank() % len(listed)])
 
 
 def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
@@ -91,7 +128,7 @@ def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
     registered = StrategyRegistry.get(name) if name in StrategyRegistry else None
     if not isinstance(registered, DDPStrategy):
         return name
-    options = StrategyRegistry[name]["init_params"]
+    options = {**_DDP, **StrategyRegistry[name]["init_params"]}
     return DDPStrategy(timeout=timedelta(seconds=timeout), **options)
 
 
@@ -230,7 +267,9 @@ class RankGuard:
             if lost:
                 rank, number = lost[0]
                 name = signal.Signals(number).name
-                return f"rank {rank} disappeared: it was ended by {name}"
+                stuck = name == "SIGABRT" and torch.cuda.is_available()
+                why = _STUCK.format(self.timeout) if stuck else ""
+                return f"rank {rank} disappeared: it was ended by {name}{why}"
             time.sleep(0.05 if self._children else 0)
         return ""
 

@@ -5,7 +5,7 @@ through the layout. Linear attention, state-space layers, masks of a model's own
 more than a linear layer would otherwise give wrong numbers without a word. Where the configuration
 names a length at which attention changes (a sliding window, a chunk), one pair is longer than it.
 
-How much may differ is measured on the model itself, where it is and in the precision of the context:
+How much may differ is measured on the model itself, where it is and in the precision around:
 rounding is imitated by moving the output of every layer by one unit of its last place, and no
 layout may move a log-prob much further.
 """

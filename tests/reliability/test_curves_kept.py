@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lightning.pytorch.utilities import rank_zero_only
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
@@ -105,6 +106,14 @@ def test_rows_are_dropped_by_their_number_and_a_torn_one_by_itself(tmp_path: Pat
     assert read_rows(path)[1][-1]["train/loss"] == "0.5"
     assert keep_rows(path, 0) == []
     assert keep_rows(tmp_path / "missing.csv", 3) == []
+
+
+def test_hyperparameters_are_left_to_the_rank_that_has_the_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    log_hyperparameters(tensorboard_from(tmp_path, -1, []), {"loss.beta": 0.1}, ["val/loss"])
+    assert not list(tmp_path.rglob("events.*"))
 
 
 def test_hyperparameters_add_no_point_to_a_curve(tmp_path: Path) -> None:

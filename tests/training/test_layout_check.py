@@ -125,7 +125,7 @@ def test_the_tolerance_follows_the_precision_that_products_have() -> None:
             torch.set_float32_matmul_precision("highest")
 
     exact = tolerance()
-    # 23 bits in float32, 10 in TF32, 7 in bfloat16: each rounds 8,192 or 8 times as far as the last.
+    # 23 bits in float32, 10 in TF32, 7 in bfloat16: 8,192 and 8 times the rounding before.
     assert 1e-6 < exact < 1e-4
     assert 500 * exact < tolerance(products="high") < 0.5
     assert 2 * tolerance(products="high") < tolerance(torch.bfloat16) < 2.0

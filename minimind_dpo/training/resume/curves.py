@@ -15,6 +15,7 @@ import lightning as L
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from minimind_dpo.disk import replacing
@@ -114,10 +115,13 @@ def keep_rows(path: Path, count: int) -> Rows:
 def log_hyperparameters(logger: Logger, values: dict[str, Any], metrics: list[str]) -> None:
     """What a run is told apart by; TensorBoard's HParams tab shows it beside some curves."""
     logger.log_hyperparams(values)
-    if isinstance(logger, TensorBoardLogger):
-        # NOTE: Lightning would log the curves' values with them, a second point at step 0.
-        for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
-            logger.experiment.file_writer.add_summary(summary)
+    experiment = logger.experiment if isinstance(logger, TensorBoardLogger) else None
+    if not isinstance(experiment, SummaryWriter):  # on other ranks Lightning has none
+        return
+    writer: Any = experiment.file_writer
+    # NOTE: Lightning would log the curves' values with them, a second point at step 0.
+    for summary in hparams(values, dict.fromkeys(metrics, 0.0)):
+        writer.add_summary(summary)
 
 
 def tensorboard_from(run_dir: Path, step: int, rows: Rows, **options: Any) -> TensorBoardLogger:
