@@ -16,8 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
 from minimind_dpo import DPOModule, PreferenceDataModule, load_model
-from minimind_dpo.data.datamodule import LoaderOptions
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
 from minimind_dpo.models.export import save_hf
 from minimind_dpo.training.options import OptimizerOptions
@@ -41,14 +40,15 @@ class Told(Callback):
 def main(steps: int = 94) -> None:
     """Train, validate, export."""
     loaded = load_model(MODEL, TOKENIZER)  # a native file, a folder, or a hub name
-    tokenizer = PairTokenizer(loaded.tokenizer, max_length=256)
-    data = PreferenceDataModule(
-        tokenizer,
-        [str(PREFERENCES)],
-        [str(HELD_OUT)],
+    options = DataOptions(
+        train=PREFERENCES,
+        val=HELD_OUT,
+        max_length=256,
         cache_dir=str(FOLDER / "cache"),
-        loader=LoaderOptions(batch_size=16, num_workers=0),
+        batch_size=16,
+        num_workers=0,
     )
+    data = PreferenceDataModule(loaded.tokenizer, options)
     # The reference runs once, ahead of training; a second model, or None, would do as well.
     optimizer = OptimizerOptions(lr=2e-3, eps=0.01)  # of a real model: 5e-7 and the usual eps
     module = DPOModule(loaded.model, PrecomputedReference(), optimizer=optimizer)

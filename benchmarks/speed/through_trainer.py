@@ -14,8 +14,8 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from transformers import AutoTokenizer
 
-from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.module import DPOModule
@@ -32,13 +32,14 @@ class _Pairs(PreferenceDataModule):
 
     def __init__(self, request: Request) -> None:
         tokenizer = AutoTokenizer.from_pretrained(request.tokenizer)
-        super().__init__(
-            PairTokenizer(tokenizer, max_length=request.max_length),
-            [],
+        options = DataOptions(
+            max_length=request.max_length,
+            batch_size=request.batch_size,
             val_fraction=0,
-            progress=False,
-            loader=LoaderOptions(batch_size=request.batch_size, shuffle=False, num_workers=0),
+            shuffle=False,
+            num_workers=0,
         )
+        super().__init__(tokenizer, options, progress=False)
         self.train_store = open_store(request.store)
         self._rows = np.array([*request.warmup, *request.rows], dtype=np.int64)
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
@@ -84,13 +85,9 @@ def prepare(
     loaded = AutoTokenizer.from_pretrained(chosen)
     if model in SHAPES:
         model = str(_write_model(SHAPES[model], loaded, seed, folder))
-    store = prepare_store(
-        data or [str(PREFERENCES)],
-        PairTokenizer(loaded, max_length=max_length),
-        folder / "cache",
-        on_error="skip",
-        progress=False,
-    )
+    options = DataOptions(max_length=max_length, cache_dir=str(folder / "cache"), on_error="skip")
+    rules = PairTokenizer(loaded, options)
+    store = prepare_store(data or [str(PREFERENCES)], rules, options, progress=False)
     order = np.random.default_rng(seed).permutation(len(store))
     return Workload(model, chosen, str(store.path), order, np.array(store.lengths))
 

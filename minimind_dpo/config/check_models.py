@@ -63,7 +63,7 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
 def _chat_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterator[Problem]:
     """Of the chat template, and of prompts that are to be answered with it."""
     try:
-        chat = Chat(tokenizer, **config.data.chat())
+        chat = Chat(tokenizer, config.data)
     except ConfigError as error:
         yield from error.problems
         return

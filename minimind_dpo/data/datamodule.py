@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning as L
 import numpy as np
@@ -29,32 +29,10 @@ from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class LoaderOptions:
-    """How batches are cut and loaded.
-
-    Attributes:
-        batch_size: Pairs per device per micro-batch, on average over an optimizer step.
-        layout: `prefix_shared`, `packed` or `padded`.
-        pad_to_max_length: Rectangles always as wide as max_length.
-        shuffle: New order of the training pairs each epoch.
-        drop_last: Leave out the optimizer step that the end of the data cuts short.
-        num_workers: Loading processes.
-        pin_memory: Page-locked batches; None where a GPU is used.
-        seed: Seed of the order.
-    """
-
-    batch_size: int = DataOptions.batch_size
-    layout: str = DataOptions.layout
-    pad_to_max_length: bool = DataOptions.pad_to_max_length
-    shuffle: bool = DataOptions.shuffle
-    drop_last: bool = DataOptions.drop_last
-    num_workers: int = DataOptions.num_workers
-    pin_memory: bool | None = DataOptions.pin_memory
-    seed: int = 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,56 +71,41 @@ class PreferenceDataModule(L.LightningDataModule):
     """Preference pairs for `DPOModule`.
 
     Args:
-        tokenizer: Turns pairs into tokens; its limits and rules are part of the cache's key.
-        train: Files, globs or data set names of the training pairs.
-        val: The same for validation; empty to split some off `train`.
-        val_fraction: Share that is split off where `val` is empty; None for the default rule,
-            0 for no validation.
-        columns: Columns of the files under other names, `{"prompt": "question"}`.
-        cache_dir: Where token stores and reference log-probs are kept.
-        on_error: `stop` at bad lines with a table of them, or `skip` and count them.
-        loader: How batches are cut and loaded.
-        tokenize_workers: Threads that tokenise; None for one a core.
+        tokenizer: The policy's.
+        options: Files, lengths, layout, batches: the keys `data.*`.
+        seed: Of the order of the training pairs.
         progress: Show progress bars.
 
     Attributes:
+        tokenizer: Turns pairs into tokens; its rules are part of the cache's key.
         train_store: Tokenised pairs that `train` names; val pairs are in it where they were split
             off.
         val_store: Tokenised pairs that validation reads, or None.
         train_rows: Rows of `train_store` to train on.
         val_rows: Rows of `val_store` to validate on.
+
+    Raises:
+        ConfigError: An option, the tokenizer or its chat template cannot be used.
     """
 
     def __init__(
         self,
-        tokenizer: PairTokenizer,
-        train: Sequence[str],
-        val: Sequence[str] = (),
+        tokenizer: PreTrainedTokenizerBase,
+        options: DataOptions,
         *,
-        val_fraction: float | None = DataOptions.val_fraction,
-        columns: Mapping[str, str] | None = None,
-        cache_dir: str = DataOptions.cache_dir,
-        on_error: str = DataOptions.on_error,
-        loader: LoaderOptions | None = None,
-        tokenize_workers: int | None = DataOptions.tokenize_workers,
+        seed: int = 42,
         progress: bool = True,
     ) -> None:
         super().__init__()
-        self.tokenizer = tokenizer
-        self.train_files = list(train)
-        self.val_files = list(val)
-        self.val_fraction = val_fraction
-        self.columns = dict(columns or {})
-        self.cache_dir = cache_dir
-        self.on_error = on_error
-        self.loader = loader or LoaderOptions()
-        self.tokenize_workers = tokenize_workers
+        self.tokenizer = PairTokenizer(tokenizer, options)
+        self.options = options
+        self.seed = seed
         self.progress = progress
         self.collate = Collator(
-            self.loader.layout,
-            pad_id=tokenizer.pad_id,
-            max_length=tokenizer.max_length,
-            pad_to_max_length=self.loader.pad_to_max_length,
+            options.layout,
+            pad_id=self.tokenizer.pad_id,
+            max_length=options.max_length,
+            pad_to_max_length=options.pad_to_max_length,
         )
         self.train_store: TokenStore | None = None
         self.val_store: TokenStore | None = None
@@ -156,9 +119,9 @@ class PreferenceDataModule(L.LightningDataModule):
             DataError: Bad lines, with file and line number each.
         """
         if self.train_store is None:
-            self.train_store = self._store(self.train_files)
-        if self.val_store is None and self.val_files:
-            self.val_store = self._store(self.val_files)
+            self.train_store = self._store(self.options.train)
+        if self.val_store is None and self.options.val:
+            self.val_store = self._store(self.options.val)
         self._divide(self.train_store)
 
     def setup(self, stage: str) -> None:
@@ -167,17 +130,17 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def _divide(self, store: TokenStore) -> None:
         """Decide which rows are trained on and which validated."""
-        if self.val_store is not None and self.val_files:
+        if self.val_store is not None and self.options.val:
             self.train_rows = np.arange(len(store))
             self.val_rows = np.arange(len(self.val_store))
-        elif self.val_fraction == 0:
+        elif self.options.val_fraction == 0:
             self.train_rows = np.arange(len(store))
         else:
-            self.train_rows, self.val_rows = split_indices(store, self.val_fraction)
+            self.train_rows, self.val_rows = split_indices(store, self.options.val_fraction)
             self.val_store = store
         if len(self.train_rows) == 0:
             why = "no pair is left to train on: see the data report for what was dropped and why"
-            raise DataError([Problem(", ".join(self.train_files), why)])
+            raise DataError([Problem(", ".join(map(str, self.options.train)), why)])
 
     def train_dataloader(self) -> DataLoader[PreferenceBatch]:
         """Micro-batches of this rank, whole optimizer steps planned ahead."""
@@ -278,18 +241,15 @@ class PreferenceDataModule(L.LightningDataModule):
         Raises:
             DataError: It has no optimizer step.
         """
-        assert self.train_store is not None
         division = division or Division.of(self.trainer)
-        rows = self.train_rows
-        sampler = StepSampler(
-            rows,
-            self.collate.tokens(self.train_store.lengths[rows]),
-            StepShape(self.loader.batch_size, division.accumulate, division.world_size),
-            chosen_lengths=self.train_store.lengths[rows, 1],
-            rank=division.rank,
-            seed=self.loader.seed,
-            shuffle=self.loader.shuffle,
-            drop_last=self.loader.drop_last,
+        sampler = self._sampler(
+            self.train_store,
+            self.train_rows,
+            division,
+            division.accumulate,
+            seed=self.seed,
+            shuffle=self.options.shuffle,
+            drop_last=self.options.drop_last,
         )
         if not sampler.whole:
             raise DataError([_too_few(sampler)])
@@ -302,37 +262,39 @@ class PreferenceDataModule(L.LightningDataModule):
         Raises:
             DataError: `limit_val_batches` leaves no batch.
         """
-        assert self.val_store is not None
         division = division or Division.of(self.trainer)
-        sampler = StepSampler(
-            self.val_rows,
-            self.collate.tokens(self.val_store.lengths[self.val_rows]),
-            StepShape(self.loader.batch_size, 1, division.world_size),
-            chosen_lengths=self.val_store.lengths[self.val_rows, 1],
-            rank=division.rank,
-            shuffle=False,
-        )
+        sampler = self._sampler(self.val_store, self.val_rows, division, 1, shuffle=False)
         sampler.limit = _limit(sampler.whole, "val", division.limit_val)
         return sampler
 
-    def _store(self, files: list[str]) -> TokenStore:
-        return prepare_store(
-            files,
-            self.tokenizer,
-            self.cache_dir,
-            columns=self.columns,
-            on_error=self.on_error,
-            progress=self.progress,
-            workers=self.tokenize_workers,
+    def _sampler(
+        self,
+        store: TokenStore | None,
+        rows: np.ndarray,
+        division: Division,
+        accumulate: int,
+        **order: Any,
+    ) -> StepSampler:
+        assert store is not None
+        return StepSampler(
+            rows,
+            self.collate.tokens(store.lengths[rows]),
+            StepShape(self.options.batch_size, accumulate, division.world_size),
+            chosen_lengths=store.lengths[rows, 1],
+            rank=division.rank,
+            **order,
         )
 
+    def _store(self, files: list[str]) -> TokenStore:
+        return prepare_store(files, self.tokenizer, self.options, progress=self.progress)
+
     def _dataloader(self, store: TokenStore, sampler: StepSampler) -> DataLoader[PreferenceBatch]:
-        pin = self.loader.pin_memory
+        pin = self.options.pin_memory
         if pin is None:
             pin = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         # Asked for on a machine without a GPU it does nothing but make torch warn.
         pin = pin and torch.cuda.is_available()
-        workers = self.loader.num_workers
+        workers = self.options.num_workers
         return PlannedLoader(
             LaidOutPairs(store, self.collate),
             sampler,
@@ -340,7 +302,7 @@ class PreferenceDataModule(L.LightningDataModule):
             pin_memory=pin,
             persistent_workers=False,
             prefetch_factor=4 if workers else None,
-            seed=self.loader.seed,
+            seed=self.seed,
         )
 
 

@@ -78,9 +78,10 @@ class DataOptions:
             self.train = as_list(self.train)
         self.val = as_list(self.val)
 
-    def chat(self) -> dict[str, Any]:
-        """How text becomes tokens: the keywords of `minimind_dpo.data.tokenize.chat.Chat`."""
-        names = ("chat_template", "template_options", "empty_think", "text_as_turns")
+    @property
+    def lengths(self) -> dict[str, int | None]:
+        """The limits in tokens, by name."""
+        names = ("max_length", "max_prompt_length", "max_completion_length")
         return {name: getattr(self, name) for name in names}
 
 

@@ -28,7 +28,7 @@ def render_data_report(data: PreferenceDataModule) -> RenderableType:
     """The report for a terminal."""
     train, val = data.train_store, data.val_store
     assert train is not None
-    padded = data.loader.layout == "padded"
+    padded = data.options.layout == "padded"
     split = [("split", _split_line(data))]
     grids = [_grid("Training data", train.report, train.unused, split, padded)]
     if val is not None and val is not train:
@@ -41,9 +41,13 @@ def _split_line(data: PreferenceDataModule) -> str:
     """Pairs on either side after the split, and what to do where none validates."""
     pairs = f"{len(data.train_rows):,} pairs for training"
     if len(data.val_rows):
-        how = "from data.val" if data.val_files else "split off by prompt"
+        how = "from data.val" if data.options.val else "split off by prompt"
         return f"{pairs}, {len(data.val_rows):,} for validation ({how})"
-    why = "data.val_fraction=0" if data.val_fraction == 0 else "too few prompts to split any off"
+    why = (
+        "data.val_fraction=0"
+        if data.options.val_fraction == 0
+        else "too few prompts to split any off"
+    )
     return f"{pairs}, no validation ({why}; data.val names a file for it)"
 
 

@@ -14,9 +14,8 @@ from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.config.schema import Config
-from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.tokenize.chat import Chat
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.compile_layers import compile_layers
 from minimind_dpo.models.load import LoadedModel, load_model
@@ -69,35 +68,7 @@ def build_datamodule(
     config: Config, tokenizer: PreTrainedTokenizerBase, *, progress: bool = True
 ) -> PreferenceDataModule:
     """The preference data, not yet read."""
-    data = config.data
-    pair_tokenizer = PairTokenizer(
-        tokenizer,
-        max_length=data.max_length,
-        max_prompt_length=data.max_prompt_length,
-        max_completion_length=data.max_completion_length,
-        **data.chat(),
-    )
-    return PreferenceDataModule(
-        pair_tokenizer,
-        data.train,
-        data.val,
-        val_fraction=data.val_fraction,
-        columns=data.columns.named(),
-        cache_dir=data.cache_dir,
-        on_error=data.on_error,
-        tokenize_workers=data.tokenize_workers,
-        progress=progress,
-        loader=LoaderOptions(
-            batch_size=data.batch_size,
-            layout=data.layout,
-            pad_to_max_length=data.pad_to_max_length,
-            shuffle=data.shuffle,
-            drop_last=data.drop_last,
-            num_workers=data.num_workers,
-            pin_memory=data.pin_memory,
-            seed=config.seed,
-        ),
-    )
+    return PreferenceDataModule(tokenizer, config.data, seed=config.seed, progress=progress)
 
 
 def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:

@@ -196,8 +196,8 @@ def _read_turns(
 ) -> dict[str, tuple[Message, ...] | str]:
     """The prompts at these places of the files that are held out, as they were written."""
     found: dict[str, Any] = {}
-    files = data.val_files or data.train_files
-    for pair in read_pairs(files, columns=data.columns, on_problem=lambda problem: None):
+    files, columns = data.options.val or data.options.train, data.options.columns.named()
+    for pair in read_pairs(files, columns=columns, on_problem=lambda problem: None):
         if pair.source in sources:
             found[pair.source] = pair.prompt
             if len(found) == len(sources):

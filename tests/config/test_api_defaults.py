@@ -9,9 +9,7 @@ from typing import Any
 import pytest
 
 from minimind_dpo.config.compose import compose
-from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-from minimind_dpo.data.tokenize.chat import Chat
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.models.load import load_model
 from minimind_dpo.options.limits import value_at
 from minimind_dpo.training.callbacks.samples import SampledAnswers
@@ -20,19 +18,13 @@ from minimind_dpo.training.nan_guard import StepGuard
 from minimind_dpo.training.reference import PrecomputedReference
 
 OTHERWISE = {
-    "data.val": (),
-    "data.columns": None,
-    "data.template_options": None,
     "model.tokenizer": None,
     "model.dtype": "torch.float32",
 }
 """The same said in another type."""
 
 ARGUMENTS: dict[Callable[..., Any], tuple[str, ...]] = {
-    LoaderOptions: ("data.", ""),
-    PreferenceDataModule: ("data.",),
-    PairTokenizer: ("data.",),
-    Chat: ("data.",),
+    PreferenceDataModule: ("",),
     StepGuard: ("guard.",),
     load_model: ("model.",),
     SampledAnswers: ("callbacks.samples.",),

@@ -8,14 +8,11 @@ to advise on it does not count.
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
 import minimind_dpo
 from minimind_dpo.config.schema import schema_keys
-from minimind_dpo.data.options import DataOptions
-from minimind_dpo.data.tokenize.chat import Chat
 
 PACKAGE = Path(minimind_dpo.__file__).parent
 NOT_USE = (
@@ -27,6 +24,7 @@ NOT_USE = (
 """Modules, and one function, that read keys to check, advise or compare."""
 
 HANDED_ON = {
+    "data.": "data",
     "loss.": "objective",
     "optim.": "training/optim.py",
     "schedule.": "training/optim.py",
@@ -106,14 +104,11 @@ def test_every_key_is_read_by_the_code_that_runs() -> None:
         assert group.rstrip(".") in read
         options = {name for tree in sources(PACKAGE / place) for name in options_read(tree)}
         read |= {group + name for name in options}
-    # Handed to `Chat` by name.
-    names = set(inspect.signature(Chat).parameters) - {"tokenizer"}
-    assert set(DataOptions().chat()) == names
-    read |= {f"data.{name}" for name in names}
     # Handed to Lightning as they are; test_trainer_keywords compares them with its signature.
     assert "vars(config.trainer)" in (PACKAGE / "run" / "build.py").read_text(encoding="utf-8")
     # Handed to the reader as one mapping.
-    assert "data.columns.named()" in (PACKAGE / "run" / "build.py").read_text(encoding="utf-8")
+    prepare = PACKAGE / "data" / "store" / "prepare.py"
+    assert "options.columns.named()" in prepare.read_text(encoding="utf-8")
     whole = ("trainer.", "data.columns.")
     keys = [key for key in schema_keys() if not key.startswith(whole)]
     assert len(keys) > 90

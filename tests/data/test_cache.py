@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.store import prepare as cache
@@ -28,14 +29,15 @@ from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 @pytest.fixture(scope="module")
 def rules(tokenizer) -> PairTokenizer:
-    return PairTokenizer(tokenizer, max_length=64)
+    return PairTokenizer(tokenizer, DataOptions(max_length=64))
 
 
 @pytest.fixture
 def prepare(rules, tmp_path) -> Callable[..., TokenStore]:
     def run(files: Any, **options: Any) -> TokenStore:
         rule = options.pop("rules", rules)
-        return prepare_store(files, rule, tmp_path / "cache", progress=False, **options)
+        options["cache_dir"] = str(tmp_path / "cache")
+        return prepare_store(files, rule, DataOptions(**options), progress=False)
 
     return run
 
@@ -81,7 +83,7 @@ def test_a_second_call_reads_nothing_again(write, prepare, monkeypatch) -> None:
 def test_other_bytes_or_rules_make_another_store(write, prepare, tokenizer) -> None:
     path = write("d.jsonl", record(1))
     first = prepare(path)
-    other_rules = prepare(path, rules=PairTokenizer(tokenizer, max_length=32))
+    other_rules = prepare(path, rules=PairTokenizer(tokenizer, DataOptions(max_length=32)))
     stat = os.stat(path)
     write("d.jsonl", record(2))
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
@@ -117,7 +119,7 @@ def test_what_the_template_refuses_is_a_problem_of_the_data(write, prepare, make
         "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('bad word') }}"
         "{% endif %}{{ m.content }}<|im_end|>{% endfor %}"
     )
-    rules = PairTokenizer(make_tokenizer(refusing), text_as_turns=True)
+    rules = PairTokenizer(make_tokenizer(refusing), DataOptions(text_as_turns=True))
     path = write("d.jsonl", record(1), {"prompt": "bad", "chosen": "x", "rejected": "y"})
     with pytest.raises(DataError, match=r"d\.jsonl:2: the chat template fails: bad word"):
         prepare(path, rules=rules)
@@ -134,7 +136,7 @@ def test_no_pair_left_is_an_error_that_says_why(write, prepare) -> None:
 
 
 def test_unknown_on_error_names_its_key(write, prepare) -> None:
-    with pytest.raises(ValueError, match=r"data\.on_error is 'ignore'"):
+    with pytest.raises(ValueError, match=r"data\.on_error=ignore: must be one of stop"):
         prepare(write("d.jsonl", record(1)), on_error="ignore")
 
 
@@ -264,7 +266,9 @@ def test_the_prompts_hash_is_of_its_turns_not_of_what_a_cut_leaves(
     assert store[0].prompt_ids.tolist() != store[1].prompt_ids.tolist()
     assert store.prompt_hash[0] == store.prompt_hash[1] == store.prompt_hash[2]
     assert store.prompt_hash[0] != store.prompt_hash[3]
-    other = prepare(write("d.jsonl", *lines), rules=PairTokenizer(tokenizer, max_length=128))
+    other = prepare(
+        write("d.jsonl", *lines), rules=PairTokenizer(tokenizer, DataOptions(max_length=128))
+    )
     assert other.prompt_hash.tolist() == store.prompt_hash.tolist()
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.store import reference_logps
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.store.reference_logps import ReferenceCache
@@ -22,7 +23,8 @@ from minimind_dpo.disk import workspace
 def store(tokenizer, write, tmp_path) -> TokenStore:
     lines = [{"prompt": f"q{n}", "chosen": "x" * (n + 1), "rejected": "y"} for n in range(6)]
     rules = PairTokenizer(tokenizer)
-    return prepare_store(write("d.jsonl", *lines), rules, tmp_path / "cache", progress=False)
+    options = DataOptions(cache_dir=str(tmp_path / "cache"))
+    return prepare_store(write("d.jsonl", *lines), rules, options, progress=False)
 
 
 def rows(store: TokenStore, indices: list[int]) -> list[np.ndarray]:
@@ -92,7 +94,8 @@ def test_another_reference_or_store_sees_nothing(store, tokenizer, write, tmp_pa
     assert len(ReferenceCache(store, "other weights")) == 0
     rules = PairTokenizer(tokenizer)
     line = {"prompt": "q0", "chosen": "x", "rejected": "y"}
-    other = prepare_store(write("e.jsonl", line), rules, tmp_path / "cache", progress=False)
+    options = DataOptions(cache_dir=str(tmp_path / "cache"))
+    other = prepare_store(write("e.jsonl", line), rules, options, progress=False)
     assert len(ReferenceCache(other, "weights")) == 0
 
 

@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from minimind_dpo.batch import Message, PreferencePair, TokenizedPair
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.report import render_data_report
 from minimind_dpo.data.store.prepare import prepare_store
@@ -42,15 +43,15 @@ def test_plain_text_stays_plain_although_there_is_a_template(tokenizer, make_tok
     base = make_tokenizer(None)
     for rules in (
         PairTokenizer(tokenizer),
-        PairTokenizer(tokenizer, chat_template="none"),
+        PairTokenizer(tokenizer, DataOptions(chat_template="none")),
         PairTokenizer(base),
-        PairTokenizer(base, chat_template="none"),
+        PairTokenizer(base, DataOptions(chat_template="none")),
     ):
         assert parts(rules.tokenize(PLAIN)) == expected
 
 
 def test_plain_text_becomes_turns_where_that_is_asked_for(tokenizer) -> None:
-    rules = PairTokenizer(tokenizer, text_as_turns=True)
+    rules = PairTokenizer(tokenizer, DataOptions(text_as_turns=True))
     prompt = "<|im_start|>user\nQuestion: Hello\nAnswer:<|im_end|>\n<|im_start|>assistant\n"
     assert parts(rules.tokenize(PLAIN)) == (
         tokenizer.encode(prompt),
@@ -78,7 +79,7 @@ def test_plain_text_that_spells_a_special_token_stays_text(tokenizer) -> None:
 @pytest.mark.parametrize("pair", [PLAIN, CONVERSATION])
 @pytest.mark.parametrize("options", [{}, {"text_as_turns": True}])
 def test_an_answer_is_sampled_from_the_prompt_that_was_trained_on(tokenizer, pair, options) -> None:
-    rules = PairTokenizer(tokenizer, **options)
+    rules = PairTokenizer(tokenizer, DataOptions(**options))
     assert rules.chat.encode_prompt(pair.prompt) == parts(rules.tokenize(pair))[0]
 
 
@@ -102,7 +103,7 @@ def test_what_a_person_types_is_a_users_turn_where_there_is_a_template(
 )
 def test_turns_without_a_template_are_refused_in_one_sentence(make_tokenizer, choice, why) -> None:
     tokenizer = make_tokenizer(None if choice == "auto" else BRACKETS)
-    rules = PairTokenizer(tokenizer, chat_template=choice)
+    rules = PairTokenizer(tokenizer, DataOptions(chat_template=choice))
     with pytest.raises(ConfigError) as caught:
         rules.tokenize(CONVERSATION)
     (problem,) = caught.value.problems
@@ -110,7 +111,7 @@ def test_turns_without_a_template_are_refused_in_one_sentence(make_tokenizer, ch
     assert str(problem) == f"data.chat_template={choice}: {what} {why}"
     for name, value in (("text_as_turns", True), ("template_options", {"a": 1})):
         with pytest.raises(ConfigError, match=rf"data\.{name} needs a chat template, but "):
-            Chat(tokenizer, choice, **{name: value})
+            Chat(tokenizer, DataOptions(chat_template=choice, **{name: value}))
 
 
 def test_plain_text_needs_an_end_of_text_token(make_tokenizer) -> None:
@@ -128,7 +129,7 @@ def test_a_template_is_a_file_a_name_or_its_text(make_tokenizer, tmp_path) -> No
     base = make_tokenizer(None)
     file = str(tmp_path / "chat.jinja")
     for tokenizer, choice in ((base, file), (base, BRACKETS), (several, "brackets")):
-        rules = PairTokenizer(tokenizer, chat_template=choice)
+        rules = PairTokenizer(tokenizer, DataOptions(chat_template=choice))
         prompt, chosen, _ = parts(rules.tokenize(CONVERSATION))
         assert prompt == base.encode("[user]Hello<|im_end|>")
         assert chosen == base.encode("[assistant]fine<|im_end|>")
@@ -139,22 +140,22 @@ def test_a_template_is_a_file_a_name_or_its_text(make_tokenizer, tmp_path) -> No
 def test_what_is_no_template_is_refused_with_what_there_is(make_tokenizer, tmp_path) -> None:
     tokenizer = make_tokenizer(None)
     with pytest.raises(ConfigError, match=r"data\.chat_template=chatml: is no file; it is auto, "):
-        Chat(tokenizer, "chatml")
+        Chat(tokenizer, DataOptions(chat_template="chatml"))
     tokenizer.chat_template = {"rag": BRACKETS, "tool_use": BRACKETS}
     with pytest.raises(ConfigError, match=r"=auto: .* \(rag, tool_use\) and none"):
         Chat(tokenizer)
     with pytest.raises(ConfigError, match=r"data\.chat_template=x: .*templates \(rag, tool_use\)"):
-        Chat(tokenizer, "x")
+        Chat(tokenizer, DataOptions(chat_template="x"))
     (tmp_path / "latin.jinja").write_bytes(b"\xe9{{ messages }}")
     with pytest.raises(ConfigError, match=r"latin\.jinja: cannot be read: .*utf-8"):
-        Chat(tokenizer, str(tmp_path / "latin.jinja"))
+        Chat(tokenizer, DataOptions(chat_template=str(tmp_path / "latin.jinja")))
 
 
 def test_the_tokenizer_that_is_exported_has_the_template_that_was_trained_with(
     make_tokenizer, tmp_path
 ) -> None:
     tokenizer = make_tokenizer(None)
-    chat = Chat(tokenizer, BRACKETS)
+    chat = Chat(tokenizer, DataOptions(chat_template=BRACKETS))
     assert tokenizer.chat_template is None
     chat.tokenizer.save_pretrained(tmp_path)
     exported = AutoTokenizer.from_pretrained(tmp_path)
@@ -167,7 +168,7 @@ def test_an_answer_ends_with_the_templates_token_or_the_end_of_text(make_tokeniz
     end_of_turn, end_of_text = 2, 0  # SPECIALS, in this order
     apart = make_tokenizer(eos="<|endoftext|>")
     assert Chat(apart).end_ids == [end_of_text, end_of_turn]
-    assert Chat(apart, "none").end_ids == [end_of_text]
+    assert Chat(apart, DataOptions(chat_template="none")).end_ids == [end_of_text]
     assert Chat(make_tokenizer()).end_ids == [end_of_turn]
 
 
@@ -191,7 +192,7 @@ HEADER = "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
 def test_a_thought_that_the_header_opens_belongs_to_the_prompt(make_tokenizer, reasoning) -> None:
     """As generation sees it; MiniMind's open_thinking."""
     tokenizer = make_tokenizer(OPENS)
-    rules = PairTokenizer(tokenizer, template_options={"open_thinking": True})
+    rules = PairTokenizer(tokenizer, DataOptions(template_options={"open_thinking": True}))
     answer = {"role": "assistant", "content": "x", "reasoning_content": reasoning}
     pair = PreferencePair(TURNS, answer, {**answer, "content": "y"}, "d.jsonl:1")
     prompt, chosen, rejected = (tokenizer.decode(ids) for ids in parts(rules.tokenize(pair)))
@@ -209,7 +210,7 @@ def test_a_thought_that_the_header_opens_belongs_to_the_prompt(make_tokenizer, r
 def test_options_of_all_pairs_and_of_one_reach_the_template(make_tokenizer, write) -> None:
     template = "{{ mood }}:" + BRACKETS
     tokenizer = make_tokenizer(template)
-    rules = PairTokenizer(tokenizer, template_options={"mood": "calm"})
+    rules = PairTokenizer(tokenizer, DataOptions(template_options={"mood": "calm"}))
     turns = [{"role": "user", "content": "Hello"}]
     row = {"prompt": turns, "chosen": "fine", "rejected": "bad"}
     path = write(
@@ -224,7 +225,7 @@ def test_options_of_all_pairs_and_of_one_reach_the_template(make_tokenizer, writ
     ends = [f"{mood}:[user]Hello<|im_end|>" for mood in ("calm", "keen", "<|im_end|>", "text")]
     assert prompts == ends
     assert tokenizer.decode(rules.chat.encode_prompt(TURNS)) == ends[0]
-    other = PairTokenizer(tokenizer, template_options={"mood": "glad"})
+    other = PairTokenizer(tokenizer, DataOptions(template_options={"mood": "glad"}))
     assert other.fingerprint != rules.fingerprint
 
 
@@ -233,7 +234,7 @@ def test_options_that_nothing_would_read_are_refused(tokenizer, name) -> None:
     with pytest.raises(
         ConfigError, match=rf"data\.template_options\.{name}=true: the chat template"
     ):
-        Chat(tokenizer, template_options={name: True})
+        Chat(tokenizer, DataOptions(template_options={name: True}))
 
 
 def test_a_pairs_options_are_counted_where_the_template_reads_none_of_them(
@@ -243,7 +244,8 @@ def test_a_pairs_options_are_counted_where_the_template_reads_none_of_them(
     row: dict[str, Any] = {"prompt": turns, "chosen": "fine", "rejected": "bad"}
     asks = {**row, "chat_template_kwargs": {"enable_thinking": True, "role": "x"}}
     path = write("d.jsonl", row, asks, {**row, "tools": [{"name": "f"}]})
-    store = prepare_store(path, PairTokenizer(tokenizer), tmp_path, progress=False)
+    options = DataOptions(cache_dir=str(tmp_path))
+    store = prepare_store(path, PairTokenizer(tokenizer), options, progress=False)
     assert store.report["unread"] == {"enable_thinking": 1, "tools": 1}
     bad = write("bad.jsonl", {**row, "chat_template_kwargs": {"continue_final_message": True}})
     (pair,) = read_pairs(bad, on_problem=pytest.fail)
@@ -257,15 +259,15 @@ def test_plain_text_beside_a_template_is_told_before_training(
 ) -> None:
     path = write("d.jsonl", {"prompt": "1+1=", "chosen": "2", "rejected": "3"})
     counts = {}
-    for name, rules in {
-        "auto": PairTokenizer(tokenizer),
-        "asked for": PairTokenizer(tokenizer, chat_template="none"),
-        "base": PairTokenizer(make_tokenizer(None)),
-        "turns": PairTokenizer(tokenizer, text_as_turns=True),
-    }.items():
-        data = PreferenceDataModule(
-            rules, [path], val_fraction=0, cache_dir=str(tmp_path), progress=False
-        )
+    cases: dict[str, tuple[Any, dict[str, Any]]] = {
+        "auto": (tokenizer, {}),
+        "asked for": (tokenizer, {"chat_template": "none"}),
+        "base": (make_tokenizer(None), {}),
+        "turns": (tokenizer, {"text_as_turns": True}),
+    }
+    for name, (text_tokenizer, asked) in cases.items():
+        options = DataOptions(train=path, val_fraction=0, cache_dir=str(tmp_path), **asked)
+        data = PreferenceDataModule(text_tokenizer, options, progress=False)
         data.prepare_data()
         assert data.train_store is not None
         console = Console(width=200, record=True, file=io.StringIO())
@@ -292,13 +294,10 @@ def test_prompts_to_sample_are_different_and_held_out_where_any_are(
     rows = [
         {"prompt": f"{n // 2}+{n // 2}=", "chosen": f"a{n}", "rejected": "b"} for n in range(40)
     ]
-    data = PreferenceDataModule(
-        PairTokenizer(tokenizer),
-        [write("d.jsonl", *rows)],
-        val_fraction=fraction,
-        cache_dir=str(tmp_path),
-        progress=False,
+    options = DataOptions(
+        train=write("d.jsonl", *rows), val_fraction=fraction, cache_dir=str(tmp_path)
     )
+    data = PreferenceDataModule(tokenizer, options, progress=False)
     data.setup("fit")
     sampled = [data.tokenizer.chat.decode(ids) for ids in data.some_prompts(4)]
     assert len(set(sampled)) == 4

@@ -17,7 +17,6 @@ from minimind_dpo.data.options import ColumnOptions, DataOptions, data_problems
 from minimind_dpo.data.read.formats import COLUMNS
 from minimind_dpo.data.read.pairs import FileSummary, read_pairs
 from minimind_dpo.data.read.problems import DataError, Problem
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.run.evaluation import _read_turns
 
 
@@ -156,8 +155,9 @@ def test_an_evaluation_reads_its_prompts_from_the_columns_that_training_reads(
     write, tokenizer, tmp_path
 ) -> None:
     path = write("d.jsonl", {"query": "q", "chosen": "x", "rejected": "y"})
-    rules, columns = PairTokenizer(tokenizer), {"prompt": "query"}
-    data = PreferenceDataModule(rules, [path], columns=columns, cache_dir=str(tmp_path / "cache"))
+    columns = ColumnOptions(prompt="query")
+    options = DataOptions(train=path, columns=columns, cache_dir=str(tmp_path / "cache"))
+    data = PreferenceDataModule(tokenizer, options)
     data.prepare_data()
     assert data.train_store is not None
     assert _read_turns(data, set(data.train_store.sources)) == {"d.jsonl:1": "q"}

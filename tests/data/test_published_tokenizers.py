@@ -20,6 +20,7 @@ from published import TOKENIZERS as PUBLISHED
 from transformers import AutoTokenizer
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.models.tokenizers import end_of_turn_id
@@ -62,7 +63,7 @@ def tokenizers() -> dict[str, Any]:
 
 @functools.cache
 def rules_of(tokenizer: Any, limit: int, empty_think: str) -> PairTokenizer:
-    return PairTokenizer(tokenizer, max_length=limit, empty_think=empty_think)
+    return PairTokenizer(tokenizer, DataOptions(max_length=limit, empty_think=empty_think))
 
 
 def tokenize(tokenizer: Any, name: str, conversation: dict[str, Any], limit: int) -> TokenizedPair:
@@ -132,7 +133,7 @@ def test_an_injected_header_is_not_a_special_token(tokenizers) -> None:
 @pytest.mark.parametrize("name", ["v3", "v2c", "v_learn"])
 def test_real_pairs_split_where_the_whole_text_does(tokenizers, name) -> None:
     tokenizer = tokenizers[name]
-    rules = PairTokenizer(tokenizer, max_length=100_000)
+    rules = PairTokenizer(tokenizer, DataOptions(max_length=100_000))
     for language in ("zh", "en"):
         text = (SHARED / f"data/dpo_{language}.jsonl").read_text(encoding="utf-8")
         for line in text.split("\n")[:8]:
@@ -156,7 +157,7 @@ def test_the_end_of_a_turn_is_the_one_that_loading_a_model_finds(tokenizers, nam
 
 def test_minimind_3_opens_a_thought_where_that_is_asked_for(tokenizers) -> None:
     tokenizer = tokenizers["v3"]
-    rules = PairTokenizer(tokenizer, template_options={"open_thinking": True})
+    rules = PairTokenizer(tokenizer, DataOptions(template_options={"open_thinking": True}))
     turns = ({"role": "user", "content": "Hello"},)
     thought = {"role": "assistant", "content": "x", "reasoning_content": "because"}
     result = rules.tokenize(PreferencePair(turns, thought, "y", "d.jsonl:1"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.content import read_chunks
 from minimind_dpo.data.read.pairs import FileSummary, read_pairs
 from minimind_dpo.data.read.problems import Problem
@@ -61,9 +62,8 @@ def test_names_that_are_not_utf8_are_written_and_printed(tmp_path, tokenizer) ->
     name = os.fsdecode(os.fsencode(tmp_path) + "/测试.jsonl".encode("gbk"))
     line = json.dumps({**PAIR, chr(0xD800): 1, chr(0xDCB9): 2})
     Path(name).write_text(f"{line}\n{line}\noops\n")
-    store = prepare_store(
-        name, PairTokenizer(tokenizer), tmp_path / "cache", on_error="skip", progress=False
-    )
+    options = DataOptions(cache_dir=str(tmp_path / "cache"), on_error="skip")
+    store = prepare_store(name, PairTokenizer(tokenizer), options, progress=False)
     assert store.sources == [r"\xb2\xe2\xca\xd4.jsonl:1", r"\xb2\xe2\xca\xd4.jsonl:2"]
     (file,) = store.report["files"]
     assert file["ignored_columns"] == [r"\ud800", r"\xb9"]

@@ -7,22 +7,25 @@ import json
 
 import pytest
 from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
-from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.report import print_data_report
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
+BYTEWISE = {"max_length": 12, "text_as_turns": True}
+
 
 @pytest.fixture(scope="module")
-def bytewise(make_tokenizer) -> PairTokenizer:
+def bytewise(make_tokenizer) -> PreTrainedTokenizerFast:
     """Two tokens of header each, one per byte of text: lengths can be counted by hand."""
     template = (
         "{% for m in messages %}<u>{{ m.content }}<|im_end|>{% endfor %}"
         "{% if add_generation_prompt %}<u>{% endif %}"
     )
-    tokenizer = make_tokenizer(template, specials=("<|endoftext|>", "<|im_end|>", "<u>"))
-    return PairTokenizer(tokenizer, max_length=12, text_as_turns=True)
+    return make_tokenizer(template, specials=("<|endoftext|>", "<|im_end|>", "<u>"))
 
 
 def line(prompt: str, chosen: str, rejected: str, **extra: object) -> dict[str, object]:
@@ -39,11 +42,9 @@ def printed(data: PreferenceDataModule) -> str:
 @pytest.fixture
 def module(bytewise, tmp_path):
     def make(train: str, val: str | None = None, **options: object) -> PreferenceDataModule:
-        files = [] if val is None else [val]
         cache = str(tmp_path / "cache")
-        return PreferenceDataModule(
-            bytewise, [train], files, cache_dir=cache, progress=False, **options
-        )
+        asked = {**BYTEWISE, "train": train, "val": val, "cache_dir": cache, **options}
+        return PreferenceDataModule(bytewise, DataOptions(**asked), progress=False)
 
     return make
 
@@ -59,7 +60,9 @@ def test_every_number_by_hand(write, tmp_path, bytewise) -> None:
         line("q", "qzqzqzqzqz", "qzqzqzqzqq"),  # the same in the first 8 tokens
         {"chosen": 1},
     )
-    store = prepare_store(path, bytewise, tmp_path, on_error="skip", progress=False)
+    options = DataOptions(**BYTEWISE, cache_dir=str(tmp_path), on_error="skip")  # type: ignore[arg-type]
+    rules = PairTokenizer(bytewise, options)
+    store = prepare_store(path, rules, options, progress=False)
     report = store.report
     assert store.lengths.tolist() == [[4, 3, 2], [4, 3, 2], [4, 2, 4], [6, 2, 6]]
     assert report["pairs"] == 4
@@ -174,6 +177,6 @@ def test_sides_that_are_cut_in_most_pairs_are_warned_of_with_the_key(write, modu
 
 def test_padding_is_told_of_the_padded_layout_alone(write, module) -> None:
     path = write("d.jsonl", line("q", "zz", "z"), line("q", "z", "zzz"))
-    text = printed(module(path, loader=LoaderOptions(layout="padded")))
+    text = printed(module(path, layout="padded"))
     assert "43.8% of a rectangle of 12" in text  # 27 of 4 x 12 tokens
     assert "rectangle" not in printed(module(path))

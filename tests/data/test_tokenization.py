@@ -12,7 +12,13 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
-from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, Limits, PairTokenizer
+from minimind_dpo.data.options import DataOptions
+from minimind_dpo.data.tokenize.pair_tokenizer import (
+    Dropped,
+    Encoded,
+    PairTokenizer,
+    tokens_to_keep,
+)
 
 
 def pair(prompt: Any, chosen: Any, rejected: Any = "no", **extra: Any) -> PreferencePair:
@@ -112,7 +118,7 @@ def test_identical_sides_are_dropped_and_said(tokenizer) -> None:
 
 
 def test_sides_that_differ_beyond_the_limit_have_no_signal(tokenizer) -> None:
-    short = PairTokenizer(tokenizer, max_length=32, max_completion_length=2)
+    short = PairTokenizer(tokenizer, DataOptions(max_length=32, max_completion_length=2))
     result = short.tokenize(pair("q", "abcd1", "abcd2"))
     assert isinstance(result, Dropped)
     assert result.kind == "no_signal"
@@ -121,23 +127,25 @@ def test_sides_that_differ_beyond_the_limit_have_no_signal(tokenizer) -> None:
 @pytest.mark.parametrize(
     ("limits", "lengths", "kept"),
     [
-        (Limits(10), (4, 6, 3), (4, 6, 3)),
-        (Limits(10), (8, 3, 2), (7, 3, 2)),  # prompt to 10 - 3
-        (Limits(10), (5, 6, 3), (5, 5, 3)),  # but never below 10 // 2
-        (Limits(10), (9, 8, 3), (5, 5, 3)),  # prompt to 10 // 2, completions to what remains
-        (Limits(10), (3, 20, 9), (3, 7, 7)),  # the prompt is short: completions get the rest
-        (Limits(10, 2), (9, 20, 1), (2, 8, 1)),  # own limit of the prompt first
-        (Limits(10, None, 4), (9, 20, 3), (6, 4, 3)),  # own limit of completions first
-        (Limits(2), (9, 9, 9), (1, 1, 1)),
+        ((10, None, None), (4, 6, 3), (4, 6, 3)),
+        ((10, None, None), (8, 3, 2), (7, 3, 2)),  # prompt to 10 - 3
+        ((10, None, None), (5, 6, 3), (5, 5, 3)),  # but never below 10 // 2
+        ((10, None, None), (9, 8, 3), (5, 5, 3)),  # prompt to 10 // 2, completions to what remains
+        ((10, None, None), (3, 20, 9), (3, 7, 7)),  # the prompt is short: completions get the rest
+        ((10, 2, None), (9, 20, 1), (2, 8, 1)),  # own limit of the prompt first
+        ((10, None, 4), (9, 20, 3), (6, 4, 3)),  # own limit of completions first
+        ((2, None, None), (9, 9, 9), (1, 1, 1)),
     ],
 )
 def test_lengths_follow_the_stated_rule(limits, lengths, kept) -> None:
-    assert limits.kept(*lengths) == kept
+    names = ("max_length", "max_prompt_length", "max_completion_length")
+    options = DataOptions(**dict(zip(names, limits, strict=True)))
+    assert tokens_to_keep(options, *lengths) == kept
 
 
 def test_cuts_take_the_prompts_left_and_the_completions_right_and_are_flagged(tokenizer) -> None:
     full = tokenized(PairTokenizer(tokenizer), "abcdefgh" * 5, "xyz" * 20, "no")
-    cutter = PairTokenizer(tokenizer, max_length=20)
+    cutter = PairTokenizer(tokenizer, DataOptions(max_length=20))
     (result,) = cutter.encode([pair("abcdefgh" * 5, "xyz" * 20, "no")])
     assert isinstance(result, Encoded)
     assert result.pair.prompt_ids.tolist() == full.prompt_ids[-10:].tolist()
@@ -148,7 +156,7 @@ def test_cuts_take_the_prompts_left_and_the_completions_right_and_are_flagged(to
 
 
 def test_many_pairs_give_the_same_as_one_by_one(tokenizer) -> None:
-    tok = PairTokenizer(tokenizer, max_length=64)
+    tok = PairTokenizer(tokenizer, DataOptions(max_length=64))
     pairs = [pair("q" * n, "a" * n, "b" if n % 3 else "a" * n) for n in range(1, 12)]
     for single, together in zip(map(tok.tokenize, pairs), tok.encode(pairs), strict=True):
         together = together.pair if isinstance(together, Encoded) else together
@@ -161,13 +169,13 @@ def test_many_pairs_give_the_same_as_one_by_one(tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("max_length", 1), ("max_length", None), ("max_prompt_length", 0), ("max_length", 10.0)],
+    [("max_length", 1), ("max_length", None), ("max_prompt_length", 0)],
 )
 def test_impossible_lengths_name_their_key(tokenizer, key, value) -> None:
     with pytest.raises(ValueError, match=rf"data\.{key}"):
-        PairTokenizer(tokenizer, **{key: value})
+        PairTokenizer(tokenizer, DataOptions(**{key: value}))
     with pytest.raises(ValueError, match=r"data\.empty_think"):
-        PairTokenizer(tokenizer, empty_think="maybe")
+        PairTokenizer(tokenizer, DataOptions(empty_think="maybe"))
 
 
 def test_the_fingerprint_tells_rules_apart_and_nothing_else(make_tokenizer, tokenizer) -> None:
@@ -176,13 +184,13 @@ def test_the_fingerprint_tells_rules_apart_and_nothing_else(make_tokenizer, toke
     other("a call that pads and cuts", padding="max_length", truncation=True, max_length=4)
     assert PairTokenizer(other).fingerprint == base
     variants = [
-        PairTokenizer(tokenizer, max_length=512),
-        PairTokenizer(tokenizer, max_prompt_length=512),
-        PairTokenizer(tokenizer, max_completion_length=512),
-        PairTokenizer(tokenizer, empty_think="remove"),
-        PairTokenizer(tokenizer, template_options={"role": 1}),
-        PairTokenizer(tokenizer, text_as_turns=True),
-        PairTokenizer(tokenizer, chat_template="none"),
+        PairTokenizer(tokenizer, DataOptions(max_length=512)),
+        PairTokenizer(tokenizer, DataOptions(max_prompt_length=512)),
+        PairTokenizer(tokenizer, DataOptions(max_completion_length=512)),
+        PairTokenizer(tokenizer, DataOptions(empty_think="remove")),
+        PairTokenizer(tokenizer, DataOptions(template_options={"role": 1})),
+        PairTokenizer(tokenizer, DataOptions(text_as_turns=True)),
+        PairTokenizer(tokenizer, DataOptions(chat_template="none")),
         PairTokenizer(make_tokenizer(eos="<|endoftext|>")),
         PairTokenizer(make_tokenizer(plain_added=())),
     ]

@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from minimind_dpo.batch import Message, PreferencePair, TokenizedPair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 
 MASKS = numbers("minimind/loss_masks")
@@ -88,10 +89,12 @@ def tokenize(name: str, ids: Sequence[int], limit: int) -> TokenizedPair:
     spell = speller(name)
     rules = PairTokenizer(
         spell.tokenizer,
-        max_length=limit,
-        chat_template=TEMPLATE,
-        template_options=spell.options,
-        empty_think="remove" if "removed" in name else "keep",
+        DataOptions(
+            max_length=limit,
+            chat_template=TEMPLATE,
+            template_options=spell.options,
+            empty_think="remove" if "removed" in name else "keep",
+        ),
     )
     turns = spell.turns(ids)
     while turns[-1]["role"] != "assistant":

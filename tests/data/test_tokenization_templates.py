@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
 
 LLAMA3 = (
@@ -125,7 +126,7 @@ def test_empty_think_blocks_of_both_sides_belong_to_the_prompt(make_tokenizer, t
     tokenizer = make_tokenizer(template)
     result = PairTokenizer(tokenizer).tokenize(pair("x"))
     assert texts(tokenizer, result) == (HEADER + EMPTY, "x<|im_end|>", "y<|im_end|>")
-    removed = PairTokenizer(tokenizer, empty_think="remove").tokenize(pair("x"))
+    removed = PairTokenizer(tokenizer, DataOptions(empty_think="remove")).tokenize(pair("x"))
     assert texts(tokenizer, removed) == (HEADER, "x<|im_end|>", "y<|im_end|>")
 
 
@@ -139,7 +140,7 @@ def test_real_reasoning_on_one_side_leaves_both_blocks_in_the_completions(
     make_tokenizer, template, empty_think, answer
 ) -> None:
     tokenizer = make_tokenizer(template)
-    tok = PairTokenizer(tokenizer, empty_think=empty_think)
+    tok = PairTokenizer(tokenizer, DataOptions(empty_think=empty_think))
     expected = (HEADER, f"{THOUGHT}<|im_end|>", f"{EMPTY}y<|im_end|>")
     assert texts(tokenizer, tok.tokenize(pair(answer))) == expected
     swapped = (expected[0], expected[2], expected[1])
@@ -148,7 +149,7 @@ def test_real_reasoning_on_one_side_leaves_both_blocks_in_the_completions(
 
 def test_options_reach_the_template(make_tokenizer) -> None:
     tokenizer = make_tokenizer(QWEN3)
-    tok = PairTokenizer(tokenizer, template_options={"enable_thinking": False})
+    tok = PairTokenizer(tokenizer, DataOptions(template_options={"enable_thinking": False}))
     assert texts(tokenizer, tok.tokenize(pair("x")))[0] == HEADER + EMPTY
     ids = tok.chat.encode_prompt([{"role": "user", "content": "q"}])
     assert tokenizer.decode(ids) == HEADER + EMPTY
@@ -175,7 +176,7 @@ def test_reasoning_that_a_template_leaves_out_is_flagged(tokenizer) -> None:
 
 def test_the_users_think_tags_are_never_taken_for_the_templates(make_tokenizer) -> None:
     tokenizer = make_tokenizer(MINIMIND3)
-    tok = PairTokenizer(tokenizer, empty_think="remove")
+    tok = PairTokenizer(tokenizer, DataOptions(empty_think="remove"))
     prompt = texts(tokenizer, tok.tokenize(pair("x", prompt=f"say {EMPTY}")))[0]
     assert prompt == HEADER.replace("user\nq", f"user\nsay {EMPTY}")
 

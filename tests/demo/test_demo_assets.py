@@ -12,6 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import ASSETS, HELD_OUT, MODEL, PREFERENCES, QUESTIONS, TOKENIZER
@@ -104,7 +105,7 @@ def test_added_tokens_are_those_of_minimind_3() -> None:
 
 def test_every_pair_is_parted_where_its_whole_text_is() -> None:
     tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
-    rules = PairTokenizer(tokenizer, max_length=1000)
+    rules = PairTokenizer(tokenizer, DataOptions(max_length=1000))
     for pair in read(PREFERENCES):
         *turns, chosen = pair["chosen"]
         parts = rules.tokenize(PreferencePair(tuple(turns), chosen, pair["rejected"][-1], "demo"))

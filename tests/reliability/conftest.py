@@ -17,8 +17,8 @@ from lightning.pytorch.loggers.logger import Logger
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.module import DPOModule
@@ -105,14 +105,17 @@ class Toy:
     extra: list[L.Callback] = field(default_factory=list)
 
     def data(self) -> PreferenceDataModule:
-        return PreferenceDataModule(
-            PairTokenizer(self.tokenizer, max_length=100, chat_template="none"),
-            self.files[:1],
-            self.files[1:],
-            cache_dir=str(self.folder / "cache"),
-            loader=LoaderOptions(**{"batch_size": 2, "seed": 3, "num_workers": 0, **self.loader}),
-            progress=False,
-        )
+        options = {
+            "train": self.files[:1],
+            "val": self.files[1:],
+            "max_length": 100,
+            "chat_template": "none",
+            "cache_dir": str(self.folder / "cache"),
+            "batch_size": 2,
+            "num_workers": 0,
+            **self.loader,
+        }
+        return PreferenceDataModule(self.tokenizer, DataOptions(**options), seed=3, progress=False)
 
     def fit(
         self, run: str, curves: Curves | None = None, resume: Path | None = None, **changes: Any

@@ -184,20 +184,16 @@ def test_the_state_before_the_bad_steps_is_saved_when_they_stop_the_run(tmp_path
 
 
 def test_a_likelihood_term_is_finite_in_validation(tmp_path: Path) -> None:
-    from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
-    from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+    from minimind_dpo.data.datamodule import PreferenceDataModule
+    from minimind_dpo.data.options import DataOptions
     from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
     from minimind_dpo.models import load_model
 
     policy = load_model(MODEL, TOKENIZER)
-    data = PreferenceDataModule(
-        PairTokenizer(policy.tokenizer),  # type: ignore[arg-type]
-        [str(PREFERENCES)],
-        [str(HELD_OUT)],
-        cache_dir=str(tmp_path),
-        loader=LoaderOptions(batch_size=16, num_workers=0),
-        progress=False,
+    options = DataOptions(
+        train=PREFERENCES, val=HELD_OUT, cache_dir=str(tmp_path), batch_size=16, num_workers=0
     )
+    data = PreferenceDataModule(policy.tokenizer, options, progress=False)  # type: ignore[arg-type]
     module = DPOModule(policy.model, None, LossOptions(type=("sft",)))
     quiet_trainer(limit_val_batches=2).validate(module, datamodule=data, verbose=False)
     assert 0 < module.last_val_metrics["loss"] < 5

@@ -13,9 +13,9 @@ import pytest
 import torch
 from training_support import tiny_model
 
-from minimind_dpo.data.datamodule import LoaderOptions, PreferenceDataModule
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.store.reference_logps import ReferenceCache
-from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
 from minimind_dpo.demo import HELD_OUT, MODEL, TOKENIZER
 from minimind_dpo.models import load_model
 from minimind_dpo.models.compile_layers import compile_layers
@@ -45,10 +45,8 @@ def test_a_rank_that_looks_after_the_other_has_written_still_leaves_no_row_out(
     tmp_path: Path,
 ) -> None:
     policy = load_model(MODEL, TOKENIZER)
-    tokenizer = PairTokenizer(policy.tokenizer)  # type: ignore[arg-type]
-    data = PreferenceDataModule(
-        tokenizer, [str(HELD_OUT)], val_fraction=0, cache_dir=str(tmp_path), progress=False
-    )
+    options = DataOptions(train=HELD_OUT, val_fraction=0, cache_dir=str(tmp_path))
+    data = PreferenceDataModule(policy.tokenizer, options, progress=False)  # type: ignore[arg-type]
     data.setup("fit")
     scored = 0
     for rank in (0, 1):  # one after the other: the second finds half of the rows present
@@ -109,14 +107,10 @@ def test_padded_does_not_read_what_another_layout_wrote(tmp_path: Path) -> None:
     policy = load_model(MODEL, TOKENIZER)
     scored = []
     for layout in ("prefix_shared", "padded", "padded"):
-        data = PreferenceDataModule(
-            PairTokenizer(policy.tokenizer),  # type: ignore[arg-type]
-            [str(HELD_OUT)],
-            val_fraction=0,
-            cache_dir=str(tmp_path),
-            progress=False,
-            loader=LoaderOptions(layout=layout),
+        options = DataOptions(
+            train=HELD_OUT, val_fraction=0, cache_dir=str(tmp_path), layout=layout
         )
+        data = PreferenceDataModule(policy.tokenizer, options, progress=False)  # type: ignore[arg-type]
         data.setup("fit")
         reference = PrecomputedReference(progress=False)
         reference._score(rank_of_two(0), data, policy.model)

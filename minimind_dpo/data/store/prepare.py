@@ -25,6 +25,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from minimind_dpo.batch import PreferencePair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.pairs import read_files
 from minimind_dpo.data.read.problems import DataError, Problem, ProblemLog
 from minimind_dpo.data.read.records import content_digest
@@ -35,6 +36,7 @@ from minimind_dpo.data.store.token_store import FORMAT, StoreWriter, TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
 from minimind_dpo.data.tokenize.rendering import as_answer, as_turns
 from minimind_dpo.disk import remove_dead, workspace
+from minimind_dpo.options.limits import check_limits
 
 READER = 2
 """Version of how files become pairs; raise it with every change that gives other pairs."""
@@ -45,43 +47,37 @@ _CHUNK = 64
 def prepare_store(
     files: Files,
     pair_tokenizer: PairTokenizer,
-    cache_dir: str | Path,
+    options: DataOptions,
     *,
-    columns: Mapping[str, str] | None = None,
-    on_error: str = "stop",
     progress: bool = True,
-    workers: int | None = None,
 ) -> TokenStore:
     """Find or build the token store of some preference files.
 
     Args:
         files: A path, glob, hub data set or several; `sources` has the syntax.
         pair_tokenizer: The rules.
-        cache_dir: Folder of all stores; made if it is not there.
-        columns: Columns of the files under other names, `{"prompt": "question"}`.
-        on_error: `stop` at problems, once all are known, or `skip` them; either way they are
-            counted, and skipped ones are written to `TokenStore.unused`.
+        options: `cache_dir`, `columns`, `on_error` (skipped problems are counted, and written to
+            `TokenStore.unused`) and `tokenize_workers` are read.
         progress: Show a progress bar while tokenising.
-        workers: Threads that tokenise; None for one a core, at most 8.
 
     Raises:
+        ConfigError: An option that is none.
         DataError: Files that cannot be used; problems, under `stop`; or no pair that is left.
-        ValueError: If `on_error` is neither.
     """
-    if on_error not in ("stop", "skip"):
-        raise ValueError(f"data.on_error is {on_error!r}; it is 'stop' or 'skip'")
+    check_limits(options, "data.")
     resolved = resolve_files(files)
-    columns = dict(columns or {})
+    columns = options.columns.named()
     fingerprint = _fingerprint(resolved, pair_tokenizer, columns)
-    path = Path(cache_dir) / f"{fingerprint[:32]}.safetensors"
+    path = Path(options.cache_dir) / f"{fingerprint[:32]}.safetensors"
     remove_dead(path.parent)
     store = _open_sound(path)
-    if store is not None and (on_error == "skip" or not _has_problems(store)):
+    if store is not None and (options.on_error == "skip" or not _has_problems(store)):
         return store
     with workspace(path) as space, (space / "tokens").open("w+b") as tokens:
         builder = _Builder(StoreWriter(tokens), pair_tokenizer)
-        builder.run(resolved, columns, progress, workers or min(8, os.cpu_count() or 1))
-        builder.finish(path, fingerprint, on_error)
+        workers = options.tokenize_workers or min(8, os.cpu_count() or 1)
+        builder.run(resolved, columns, progress, workers)
+        builder.finish(path, fingerprint, options.on_error)
     return TokenStore(path, verify=False)
 
 
@@ -169,7 +165,7 @@ class _Builder:
             reasons = [Problem(*line.split(": ", 1)) for line in self.unused]
             problems = reasons or [Problem(names, "holds no pair")]
             raise DataError(problems, hint="No pair is left to train on.")
-        report = self.report.build(self.writer.lengths(), self.tokenizer.limits)
+        report = self.report.build(self.writer.lengths(), self.tokenizer.options.lengths)
         self.writer.finish(path, fingerprint, report, self.unused)
 
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from minimind_dpo.batch import Message, PreferencePair
 from minimind_dpo.data.read.pairs import FileSummary
-from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, Limits
+from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded
 
 QUANTILES = {"min": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 """Which quantiles of the lengths are reported."""
@@ -80,7 +81,7 @@ class ReportBuilder:
         self.duplicates += key.digest() in self._seen
         self._seen.add(key.digest())
 
-    def build(self, lengths: np.ndarray, limits: Limits) -> dict[str, Any]:
+    def build(self, lengths: np.ndarray, limits: Mapping[str, Any]) -> dict[str, Any]:
         """The report as plain values.
 
         Args:
@@ -111,8 +112,8 @@ class ReportBuilder:
             "largest_id": self.largest_id,
             "chosen_longer": float((chosen > rejected).mean()),
             "same_length": float((chosen == rejected).mean()),
-            **asdict(limits),
-            "padding_share": float(1 - rows.sum() / (2 * limits.max_length * len(lengths))),
+            **limits,
+            "padding_share": float(1 - rows.sum() / (2 * limits["max_length"] * len(lengths))),
         }
 
 

@@ -8,13 +8,14 @@ trains on plain text and samples from it.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minimind_dpo.batch import Message, PreferencePair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.rendering import RenderedPair, Renderer, as_turns
 from minimind_dpo.data.tokenize.special_tokens import (
     RenderError,
@@ -22,6 +23,7 @@ from minimind_dpo.data.tokenize.special_tokens import (
     special_tokens_of,
 )
 from minimind_dpo.data.tokenize.template import ChatTemplate, find_template
+from minimind_dpo.options.limits import check_limits
 from minimind_dpo.options.problem import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -33,10 +35,8 @@ class Chat:
 
     Args:
         tokenizer: A tokenizer of `transformers` with a Rust backend; left as it is.
-        chat_template: As `find_template` takes it.
-        template_options: Further variables of the template, for example `enable_thinking`.
-        empty_think: `keep` the empty think blocks of a template, or `remove` them.
-        text_as_turns: Take plain text for what a user said and an assistant answered.
+        options: `chat_template` (as `find_template` takes it), `template_options`, `empty_think`
+            and `text_as_turns` are read.
 
     Attributes:
         tokenizer: The tokenizer, whose own template is the one in use; this one is exported.
@@ -47,31 +47,24 @@ class Chat:
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str = "auto",
-        template_options: Mapping[str, Any] | None = None,
-        empty_think: str = "keep",
-        text_as_turns: bool = False,
+        self, tokenizer: PreTrainedTokenizerBase, options: DataOptions | None = None
     ) -> None:
-        if empty_think not in ("keep", "remove"):
-            raise ValueError(f"data.empty_think is {empty_think!r}; it is 'keep' or 'remove'")
-        text = find_template(tokenizer, chat_template)
-        options = dict(template_options or {})
-        self._choices = [text, options, empty_think, text_as_turns]
-        self._text_as_turns = text_as_turns
-        self._chat_template = chat_template
+        options = options or DataOptions()
+        check_limits(options, "data.")
+        self._options = options
+        text = find_template(tokenizer, options.chat_template)
+        self._template = text
         self.tokenizer = tokenizer if text is None else _with_template(tokenizer, text)
         ends = {tokenizer.eos_token_id}
         self._tokens = special_tokens_of(tokenizer)
         self._renderer: Renderer | None = None
         if text is not None:
             spellings = [*self._tokens.spellings, str(tokenizer.eos_token or "")]
-            template = ChatTemplate(tokenizer, text, spellings, options)
+            template = ChatTemplate(tokenizer, text, spellings, options.template_options)
             ends.add(tokenizer.convert_tokens_to_ids(template.end_token))
-            self._renderer = Renderer(template, self._tokens, empty_think)
-        elif options or text_as_turns:
-            key = "template_options" if options else "text_as_turns"
+            self._renderer = Renderer(template, self._tokens, options.empty_think)
+        elif options.template_options or options.text_as_turns:
+            key = "template_options" if options.template_options else "text_as_turns"
             raise ConfigError([self._no_template(f"data.{key} needs")])
         self.end_ids: list[int] = sorted(end for end in ends if end is not None)
 
@@ -89,7 +82,9 @@ class Chat:
     def rules(self) -> list[Any]:
         """Everything that decides which ids a text becomes, as plain values."""
         special = {str(k): str(v) for k, v in self.tokenizer.special_tokens_map.items()}
-        return [*self._choices, special, self._encoder.content]
+        asked = self._options
+        choices = [self._template, asked.template_options, asked.empty_think, asked.text_as_turns]
+        return [*choices, special, self._encoder.content]
 
     def question(self, text: str) -> Sequence[Message] | str:
         """What a person types: a user's turn, or plain text where there is no chat template."""
@@ -155,7 +150,7 @@ class Chat:
         return [opened, *(np.concatenate([side, end]) for side in sides)]
 
     def _is_plain(self, side: Any) -> bool:
-        return isinstance(side, str) and not self._text_as_turns
+        return isinstance(side, str) and not self._options.text_as_turns
 
     def _plain(self, text: str) -> str:
         self._tokens.escape(text)  # refuses the characters that stand for special tokens
@@ -168,7 +163,7 @@ class Chat:
 
     def _no_template(self, what: str) -> Problem:
         """What cannot be done without a template, and where one would come from."""
-        left_out = self._chat_template == "none"
+        left_out = self._options.chat_template == "none"
         why = "this leaves it out" if left_out else "the tokenizer has none"
         return Problem(
             "data.chat_template",
@@ -176,7 +171,7 @@ class Chat:
             "Use auto, or a file: data.chat_template=FILE."
             if left_out
             else "Give one: data.chat_template=FILE.",
-            self._chat_template,
+            self._options.chat_template,
         )
 
 

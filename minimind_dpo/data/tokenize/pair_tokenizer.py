@@ -17,11 +17,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.rendering import RenderedPair
 from minimind_dpo.data.tokenize.special_tokens import RenderError
@@ -66,30 +67,15 @@ class Dropped:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Lengths in tokens; None for no limit of its own."""
-
-    max_length: int = 1024
-    max_prompt_length: int | None = None
-    max_completion_length: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_length", "max_prompt_length", "max_completion_length"):
-            value, least = getattr(self, name), 2 if name == "max_length" else 1
-            if value is None and name != "max_length":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"data.{name} is {value!r}, not an integer of at least {least}")
-
-    def kept(self, prompt: int, chosen: int, rejected: int) -> tuple[int, int, int]:
-        """Tokens to keep of a prompt and two completions of these lengths."""
-        prompt = min(prompt, self.max_prompt_length or prompt)
-        chosen, rejected = (min(n, self.max_completion_length or n) for n in (chosen, rejected))
-        longest = max(chosen, rejected)
-        prompt = min(prompt, max(self.max_length - longest, self.max_length // 2))
-        room = self.max_length - prompt
-        return prompt, min(chosen, room), min(rejected, room)
+def tokens_to_keep(
+    options: DataOptions, prompt: int, chosen: int, rejected: int
+) -> tuple[int, int, int]:
+    """Tokens to keep of a prompt and two completions of these lengths."""
+    prompt = min(prompt, options.max_prompt_length or prompt)
+    chosen, rejected = (min(n, options.max_completion_length or n) for n in (chosen, rejected))
+    prompt = min(prompt, max(options.max_length - max(chosen, rejected), options.max_length // 2))
+    room = options.max_length - prompt
+    return prompt, min(chosen, room), min(rejected, room)
 
 
 class PairTokenizer:
@@ -97,38 +83,26 @@ class PairTokenizer:
 
     Args:
         tokenizer: A tokenizer of `transformers` with a Rust backend.
-        max_length: Most tokens of prompt and either completion together.
-        max_prompt_length: Most tokens of the prompt.
-        max_completion_length: Most tokens of either completion.
-        chat: Keywords of `Chat`: `chat_template`, `template_options`, `empty_think`,
-            `text_as_turns`.
+        options: Lengths and rendering; what else they hold is not read.
 
     Attributes:
         chat: Turns text into tokens; what samples and is exported takes the same one.
-        limits: The lengths.
-        max_length: As given.
+        options: As given.
         pad_id: Token to fill rectangles with.
         fingerprint: SHA-256 over rules, lengths, template and the tokenizer's content.
 
     Raises:
-        ConfigError: Tokenizer or template cannot be used; the message names the key.
-        ValueError: A length that is none.
+        ConfigError: Tokenizer, template or a value cannot be used; the message names the key.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int = 1024,
-        max_prompt_length: int | None = None,
-        max_completion_length: int | None = None,
-        **chat: Any,
+        self, tokenizer: PreTrainedTokenizerBase, options: DataOptions | None = None
     ) -> None:
-        self.limits = Limits(max_length, max_prompt_length, max_completion_length)
-        self.max_length = max_length
-        self.chat = Chat(tokenizer, **chat)
+        self.options = options or DataOptions()
+        self.chat = Chat(tokenizer, self.options)
         pads = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
         self.pad_id: int = next(index for index in pads if index is not None)
-        lengths = [max_length, max_prompt_length, max_completion_length]
+        lengths = list(self.options.lengths.values())
         written = json.dumps([RULES, lengths, self.chat.rules], sort_keys=True, default=repr)
         self.fingerprint = hashlib.sha256(written.encode()).hexdigest()
 
@@ -164,7 +138,7 @@ class PairTokenizer:
             return Dropped("template", "has a prompt of no token, from which nothing is predicted")
         if np.array_equal(chosen, rejected):
             return Dropped("identical", "chosen and rejected are the same")
-        keep_prompt, keep_chosen, keep_rejected = self.limits.kept(*map(len, ids))
+        keep_prompt, keep_chosen, keep_rejected = tokens_to_keep(self.options, *map(len, ids))
         fitted = TokenizedPair(
             prompt_ids=prompt[len(prompt) - keep_prompt :],
             chosen_ids=chosen[:keep_chosen],
