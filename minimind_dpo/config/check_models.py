@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.special_tokens import RenderError
+from minimind_dpo.evaluation.judges.check import judge_trials
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import check_own_folder, rehearse_export
 from minimind_dpo.models.load import LoadedModel, load_model
@@ -56,6 +57,8 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
             _load(config, reference.path, tokenizer, "reference.path")
         except CheckpointError as error:
             yield _problem("reference.path", error)
+    if not any(key.startswith("judge.") for key in known):
+        yield from judge_trials(config.judge)
     if config.run_dir is not None and "run_dir" not in known:
         yield from _folder_problems(config.run_dir)
 

@@ -40,6 +40,13 @@ class Prompt:
         """What was asked: the last turn's content, or the plain text."""
         return self.turns if isinstance(self.turns, str) else str(self.turns[-1]["content"])
 
+    @property
+    def conversation(self) -> str:
+        """All that was said: the text where there is one turn, else `role: content` for each."""
+        if isinstance(self.turns, str) or len(self.turns) == 1:
+            return self.text
+        return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in self.turns)
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -54,3 +61,8 @@ class Answer:
     text: str
     ids: np.ndarray
     ended: bool
+
+    @property
+    def content_ids(self) -> np.ndarray:
+        """The tokens without the one that ended it."""
+        return self.ids[:-1] if self.ended else self.ids

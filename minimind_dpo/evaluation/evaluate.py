@@ -20,7 +20,7 @@ from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.evaluation.alarms import alarms
 from minimind_dpo.evaluation.answers import Answer, Bar, Lend, Prompt
 from minimind_dpo.evaluation.judged import Judged
-from minimind_dpo.evaluation.judges.judge import Judge
+from minimind_dpo.evaluation.judges.judge import Judge, JudgeError, Trust
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.measures import (
     Facts,
@@ -171,8 +171,13 @@ class Evaluation:
     def _judged(self, judge: Judge, answers: Sequence[Answer]) -> Judged:
         theirs = self._reference_answers
         longer = [len(a.ids) - len(b.ids) for a, b in zip(answers, theirs, strict=True)]
-        preferences = judge.compare(self.task.prompts, answers, theirs)
-        return Judged(judge.name, judge.trust, preferences, np.array(longer, np.float64))
+        try:
+            preferences = judge.compare(self.task.prompts, answers, theirs)
+            trust = judge.trust
+        except JudgeError as error:  # what needs no judge is told all the same
+            preferences = np.full(len(answers), np.nan)
+            trust = Trust(judge.trust.words, unable=str(error))
+        return Judged(judge.name, trust, preferences, np.array(longer, np.float64))
 
     def _facts(self, answers: Sequence[Answer]) -> Facts | None:
         for judge in self.judges:

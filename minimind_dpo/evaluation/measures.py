@@ -141,10 +141,7 @@ def measure(
 
 def _form(answers: Sequence[Answer]) -> np.ndarray:
     """Length, whether it ended, and share of repeated 4-grams: float (3, n)."""
-    rows = [
-        (len(a.ids), a.ended, repeated_share(a.ids[: -1 if a.ended else None].tolist()))
-        for a in answers
-    ]
+    rows = [(len(a.ids), a.ended, repeated_share(a.content_ids.tolist())) for a in answers]
     return np.array(rows, np.float64).T
 
 

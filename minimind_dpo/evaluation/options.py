@@ -10,8 +10,11 @@ from typing import Annotated, Final
 from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Choices, Range
 from minimind_dpo.options.problem import Problem
 
-JUDGES: Final = ("pairs", "demo")
+JUDGES: Final = ("pairs", "demo", "rules", "python")
 """Who can compare two answers."""
+
+NEEDS: Final = {"rules": "rules", "python": "python"}
+"""Judges that nothing can be said of without a key, and that key."""
 
 
 @dataclass
@@ -47,11 +50,20 @@ class JudgeOptions:
         also: A second judge, whose agreement with the first is told.
         fit_pairs: Most training pairs that the judge `pairs` is fitted on, and most held-out pairs
             that it is tested on.
+        rules: File of rules, YAML or JSON, for the judge `rules`.
+        python: `package.module:function` for the judge `python`.
     """
 
     name: Annotated[str, Choices(*JUDGES, "none")] = "pairs"
     also: Annotated[str | None, Choices(*JUDGES)] = None
     fit_pairs: Annotated[int, COUNT] = 1000
+    rules: str | None = None
+    python: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The judges that are asked for, the first one first."""
+        return tuple(name for name in (self.name, self.also) if name not in (None, "none"))
 
 
 def evaluate_problems(options: EvaluateOptions) -> Iterator[Problem]:
@@ -64,9 +76,18 @@ def evaluate_problems(options: EvaluateOptions) -> Iterator[Problem]:
 
 
 def judge_problems(options: JudgeOptions) -> Iterator[Problem]:
-    """A second judge without a first, or the same one twice."""
+    """A second judge without a first, the same one twice, and keys that a judge lacks."""
     if options.also is not None and options.name == "none":
         fix = f"Use judge.name={options.also}."
         yield Problem("judge.also", "checks a first judge, but judge.name=none", fix, options.also)
     elif options.also == options.name:
         yield Problem("judge.also", "is the first judge as well", value=options.also)
+    for name, key in NEEDS.items():
+        value = getattr(options, key)
+        if name in options.names and value is None:
+            yield Problem(f"judge.{key}", f"is what the judge {name} needs", f"Give judge.{key}=.")
+        if name not in options.names and value is not None:
+            fix = f"Use judge={name}, or judge.also={name}."
+            yield Problem(
+                f"judge.{key}", f"is for the judge {name}, which is not asked", fix, value
+            )

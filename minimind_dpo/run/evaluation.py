@@ -17,18 +17,15 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.store.token_store import TokenStore
-from minimind_dpo.demo import judge as demo
-from minimind_dpo.demo.questions import question_of
 from minimind_dpo.evaluation.answers import Bar, Lend, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
-from minimind_dpo.evaluation.judges.judge import Judge
-from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
-from minimind_dpo.evaluation.judges.program import ProgramJudge
+from minimind_dpo.evaluation.judges.pairs import Ground
 from minimind_dpo.evaluation.sampling import end_ids, room
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import adapters_off, has_adapters
 from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.run.judges import build_judge
 
 
 def lending(model: PreTrainedModel) -> Lend:
@@ -117,40 +114,17 @@ def build_evaluation(
         collate=data.collate,
         batch_tokens=config.reference.batch_tokens,
     )
-    judge, also = config.judge.name, config.judge.also
+    judge, also = (
+        build_judge(name, config.judge, ground, prompts, key)
+        for name, key in ((config.judge.name, "judge.name"), (config.judge.also, "judge.also"))
+    )
     return Evaluation(
         task,
         reference,
-        build_judge(judge, ground, prompts, "judge.name"),
-        build_judge(also, ground, prompts, "judge.also"),
+        judge,
+        also,
         config.evaluate,
         bar,
-    )
-
-
-def build_judge(
-    name: str | None, ground: Ground, prompts: Sequence[Prompt], key: str
-) -> Judge | None:
-    """The judge of a name.
-
-    Raises:
-        ConfigError: It does not know one of the prompts.
-    """
-    if name == "pairs":
-        return PairsJudge(ground)
-    if name != "demo":
-        return None
-    for prompt in prompts:
-        try:
-            question_of(prompt.text)
-        except ValueError:
-            why = f"knows the prompts of the embedded task alone, and not that of {prompt.source}"
-            raise ConfigError([Problem(key, why, "Use judge=pairs.", "demo")]) from None
-    return ProgramJudge(
-        "demo",
-        "the manner that the embedded task asks for, and its facts",
-        lambda prompt, answer: demo.judge(prompt, answer).wanted,
-        lambda prompt, answer: demo.judge(prompt, answer).correct,
     )
 
 

@@ -17,6 +17,17 @@ def silent(title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]
     yield lambda count: None
 
 
+def asked(text: str, number: int = 1) -> Prompt:
+    """A prompt of one turn."""
+    return Prompt(np.array([1, 2], np.int32), ({"role": "user", "content": text},), f"x:{number}")
+
+
+def written(text: str, ended: bool = True) -> Answer:
+    """An answer with a token for each character, and one that ends it."""
+    ids = np.array([ord(character) for character in text] + [0] * ended, np.int32)
+    return Answer(text, ids, ended)
+
+
 class Scores:
     """A judge that prefers the higher score."""
 

@@ -22,12 +22,12 @@ from minimind_dpo.evaluation.judges.judge import Trust
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.measures import measure
-from minimind_dpo.evaluation.options import EvaluateOptions
+from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions
 from minimind_dpo.evaluation.sampling import draw_answers
 from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.evaluation.statistics import Estimate
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
-from minimind_dpo.run.evaluation import build_judge
+from minimind_dpo.run.judges import build_judge
 
 from .planted import Scores, silent
 
@@ -292,8 +292,8 @@ def test_collapsed_answers_sound_an_alarm(policy: list[Answer], alarm: str) -> N
 
 
 def test_the_demo_judge_is_built_for_its_own_prompts_alone(demo: Demo) -> None:
-    built = build_judge("demo", demo.ground, demo.prompts, "judge.name")
+    built = build_judge("demo", JudgeOptions(), demo.ground, demo.prompts, "judge.name")
     assert isinstance(built, ProgramJudge)
     foreign = Prompt(demo.prompts[0].ids, "What is love?", "dpo.jsonl:7")
     with pytest.raises(ValueError, match=r"judge.also=demo: knows the prompts .* dpo.jsonl:7"):
-        build_judge("demo", demo.ground, [foreign], "judge.also")
+        build_judge("demo", JudgeOptions(), demo.ground, [foreign], "judge.also")

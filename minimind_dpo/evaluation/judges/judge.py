@@ -12,6 +12,10 @@ from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.statistics import Estimate
 
 
+class JudgeError(Exception):
+    """A judge failed: what it is, and why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Trust:
     """What a judge can be trusted for.

@@ -1,0 +1,198 @@
+"""The judge `rules`: a small file says what gives an answer points; more points are better.
+
+- rule: length        # from min to max, of unit characters (default) or tokens
+  max: 200
+- rule: ends          # the model ended its turn by itself
+  points: 2           # 1 where it is left out; below 0, the rule is of what is not wanted
+- rule: repetition    # at most this share of 4-grams (of tokens) that came before
+  max: 0.1
+- rule: language      # zh, en, other, or same as the prompt
+  is: same
+- rule: contains      # this text, or one of several
+  text: [您好, 你好]
+- rule: matches       # a regular expression is found
+  pattern: '\\d+'
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from minimind_dpo.evaluation.answers import Answer, Prompt
+from minimind_dpo.evaluation.form import language_of, repeated_share
+from minimind_dpo.evaluation.judges.scores import ScoreJudge
+from minimind_dpo.options.limits import (
+    NOT_NEGATIVE,
+    Choices,
+    Form,
+    Limit,
+    Range,
+    is_number,
+    is_word,
+)
+from minimind_dpo.options.problem import ConfigError, Problem, did_you_mean
+
+Fits = Callable[[Prompt, Answer], bool]
+"""Whether an answer fits a rule."""
+
+KEY: Final = "judge.rules"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule.
+
+    Attributes:
+        fits: Whether an answer does.
+        points: What an answer gets that does.
+    """
+
+    fits: Fits
+    points: float
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What rules of one name are.
+
+    Attributes:
+        make: From a rule's keys to its test.
+        keys: What each may be.
+        needs: Keys of which at least one is given; empty where none has to be.
+    """
+
+    make: Callable[[Mapping[str, Any]], Fits]
+    keys: Mapping[str, Limit]
+    needs: tuple[str, ...] = ()
+
+
+def _length(keys: Mapping[str, Any]) -> Fits:
+    low, high = keys.get("min", 0), keys.get("max", math.inf)
+    tokens = keys.get("unit") == "tokens"
+    return lambda prompt, answer: low <= len(answer.ids if tokens else answer.text) <= high
+
+
+def _repetition(keys: Mapping[str, Any]) -> Fits:
+    most = keys["max"]
+    return lambda prompt, answer: repeated_share(answer.content_ids.tolist()) <= most
+
+
+def _language(keys: Mapping[str, Any]) -> Fits:
+    name = keys["is"]
+    return lambda prompt, answer: (
+        language_of(answer.text) == (language_of(prompt.text) if name == "same" else name)
+    )
+
+
+def _contains(keys: Mapping[str, Any]) -> Fits:
+    texts = [keys["text"]] if isinstance(keys["text"], str) else keys["text"]
+    return lambda prompt, answer: any(text in answer.text for text in texts)
+
+
+def _matches(keys: Mapping[str, Any]) -> Fits:
+    pattern = re.compile(keys["pattern"])
+    return lambda prompt, answer: pattern.search(answer.text) is not None
+
+
+def _is_text_or_texts(value: Any) -> bool:
+    return is_word(value) or (isinstance(value, list) and bool(value) and all(map(is_word, value)))
+
+
+def _is_pattern(value: Any) -> bool:
+    try:
+        re.compile(value)
+    except (re.error, TypeError, RecursionError, OverflowError):
+        return False
+    return True
+
+
+KINDS: Final = {
+    "length": Kind(
+        _length,
+        {"min": NOT_NEGATIVE, "max": NOT_NEGATIVE, "unit": Choices("characters", "tokens")},
+        ("min", "max"),
+    ),
+    "ends": Kind(lambda keys: lambda prompt, answer: answer.ended, {}),
+    "repetition": Kind(_repetition, {"max": Range(0, 1)}, ("max",)),
+    "language": Kind(_language, {"is": Choices("zh", "en", "other", "same")}, ("is",)),
+    "contains": Kind(
+        _contains, {"text": Form(_is_text_or_texts, "a text, or a list of texts")}, ("text",)
+    ),
+    "matches": Kind(
+        _matches,
+        {"pattern": Form(_is_pattern, "a regular expression of Python's re")},
+        ("pattern",),
+    ),
+}
+"""Every rule by its name."""
+
+_POINTS: Final = Form(is_number, "a number")
+
+
+def rules_judge(path: str) -> ScoreJudge:
+    """The judge of a file of rules.
+
+    Raises:
+        ConfigError: With every problem of the file.
+    """
+    rules = read_rules(path)
+
+    def score(prompt: Prompt, answer: Answer) -> float:
+        return sum(rule.points for rule in rules if rule.fits(prompt, answer))
+
+    count = "one rule" if len(rules) == 1 else f"{len(rules)} rules"
+    return ScoreJudge("rules", f"the form asked for by {count} of {Path(path).name}", score)
+
+
+def read_rules(path: str) -> list[Rule]:
+    """The rules of a file.
+
+    Raises:
+        ConfigError: With every problem of the file.
+    """
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        why = f"cannot be read: {' '.join(str(error).split())}"
+        raise ConfigError([Problem(KEY, why, value=path)]) from error
+    if not isinstance(content, list) or not content:
+        fix = "Begin each with '- rule: NAME'."
+        raise ConfigError([Problem(KEY, "must be a list of one rule or more", fix, path)])
+    problems = [
+        Problem(f"{path}, rule {number}, {problem.key}", problem.why, problem.fix, problem.value)
+        for number, keys in enumerate(content, 1)
+        for problem in _rule_problems(keys)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [Rule(KINDS[keys["rule"]].make(keys), float(keys.get("points", 1))) for keys in content]
+
+
+def _rule_problems(keys: Any) -> Iterator[Problem]:
+    if not isinstance(keys, dict) or "rule" not in keys:
+        yield Problem("rule", "is missing", f"There are {', '.join(KINDS)}.")
+        return
+    names = Choices(*KINDS)
+    if keys["rule"] not in names.words:
+        yield names.problem("rule", keys["rule"])
+        return
+    kind = KINDS[keys["rule"]]
+    limits: dict[str, Limit] = {"rule": names, "points": _POINTS, **kind.keys}
+    for key, value in keys.items():
+        if key not in limits:
+            fix = did_you_mean(str(key), limits) or f"It has {', '.join(limits)}."
+            yield Problem(str(key), f"is no key of the rule {keys['rule']}", fix)
+        elif value not in limits[key]:
+            yield limits[key].problem(key, value)
+    if kind.needs and not any(key in keys for key in kind.needs):
+        yield Problem(" or ".join(kind.needs), "is missing")
+    low, high = keys.get("min"), keys.get("max")
+    if low is not None and high is not None and is_number(low) and is_number(high) and low > high:
+        yield Problem("min", f"is above max={high}", value=low)

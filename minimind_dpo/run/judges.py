@@ -1,0 +1,58 @@
+"""From the configuration of a judge to the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from minimind_dpo.demo import judge as demo
+from minimind_dpo.demo.questions import question_of
+from minimind_dpo.evaluation.answers import Prompt
+from minimind_dpo.evaluation.judges.judge import Judge
+from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
+from minimind_dpo.evaluation.judges.program import ProgramJudge
+from minimind_dpo.evaluation.judges.python import PythonJudge
+from minimind_dpo.evaluation.judges.rules import rules_judge
+from minimind_dpo.evaluation.options import JudgeOptions
+from minimind_dpo.options.problem import ConfigError, Problem
+
+
+def build_judge(
+    name: str | None, options: JudgeOptions, ground: Ground, prompts: Sequence[Prompt], key: str
+) -> Judge | None:
+    """The judge of a name.
+
+    Args:
+        name: As `judge.name` has it.
+        options: What it is told.
+        ground: What the judge `pairs` is fitted on.
+        prompts: What it will judge answers to.
+        key: Where its name was given.
+
+    Raises:
+        ConfigError: It does not know one of the prompts, or cannot read what it is told to.
+    """
+    match name:
+        case "pairs":
+            return PairsJudge(ground)
+        case "demo":
+            return _demo_judge(prompts, key)
+        case "rules":
+            return rules_judge(str(options.rules))
+        case "python":
+            return PythonJudge(str(options.python))
+    return None
+
+
+def _demo_judge(prompts: Sequence[Prompt], key: str) -> ProgramJudge:
+    for prompt in prompts:
+        try:
+            question_of(prompt.text)
+        except ValueError:
+            why = f"knows the prompts of the embedded task alone, and not that of {prompt.source}"
+            raise ConfigError([Problem(key, why, "Use judge=pairs.", "demo")]) from None
+    return ProgramJudge(
+        "demo",
+        "the manner that the embedded task asks for, and its facts",
+        lambda prompt, answer: demo.judge(prompt, answer).wanted,
+        lambda prompt, answer: demo.judge(prompt, answer).correct,
+    )
