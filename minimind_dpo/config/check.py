@@ -101,7 +101,7 @@ def validate(
         *end_problems(config.trainer, config.schedule),
         *logger_problems(config.logger),
         *evaluate_problems(config.evaluate),
-        *judge_problems(config.judge),
+        *judge_problems(config.judge, config.evaluate),
         *reference_problems(config),
     ]
     keys = {problem.key for problem in wrong}

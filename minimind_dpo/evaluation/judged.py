@@ -91,6 +91,7 @@ class Judged:
         rate, controlled, shares = self.win_rate, self.length_controlled, self.shares
         return {
             "name": self.judge,
+            "sentence": f"Judge {self.judge} can be trusted for {self.trust.words}.",
             **self.trust.to_json(),
             "win_rate": rate and rate.to_json(),
             "length_controlled": controlled and controlled.to_json(),

@@ -10,11 +10,14 @@ from typing import Annotated, Final
 from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Choices, Range
 from minimind_dpo.options.problem import Problem
 
-JUDGES: Final = ("pairs", "demo", "rules", "python")
+JUDGES: Final = ("pairs", "demo", "rules", "python", "file", "human")
 """Who can compare two answers."""
 
 NEEDS: Final = {"rules": "rules", "python": "python"}
 """Judges that nothing can be said of without a key, and that key."""
+
+VOTED: Final = ("file", "human")
+"""Judges whose votes come back by a file."""
 
 
 @dataclass
@@ -52,6 +55,8 @@ class JudgeOptions:
             that it is tested on.
         rules: File of rules, YAML or JSON, for the judge `rules`.
         python: `package.module:function` for the judge `python`.
+        votes: File of votes for the judges `file` and `human`; None has them write what is to be
+            voted on.
     """
 
     name: Annotated[str, Choices(*JUDGES, "none")] = "pairs"
@@ -59,6 +64,7 @@ class JudgeOptions:
     fit_pairs: Annotated[int, COUNT] = 1000
     rules: str | None = None
     python: str | None = None
+    votes: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,7 +81,7 @@ def evaluate_problems(options: EvaluateOptions) -> Iterator[Problem]:
         yield Problem("evaluate.text", "is not a file", value=options.text)
 
 
-def judge_problems(options: JudgeOptions) -> Iterator[Problem]:
+def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator[Problem]:
     """A second judge without a first, the same one twice, and keys that a judge lacks."""
     if options.also is not None and options.name == "none":
         fix = f"Use judge.name={options.also}."
@@ -91,3 +97,13 @@ def judge_problems(options: JudgeOptions) -> Iterator[Problem]:
             yield Problem(
                 f"judge.{key}", f"is for the judge {name}, which is not asked", fix, value
             )
+    voted = [name for name in VOTED if name in options.names]
+    if len(voted) > 1:
+        yield Problem("judge.also", "reads the votes of the first judge", value=options.also)
+    if options.votes is not None and not voted:
+        fix = f"Use judge={VOTED[0]} or judge={VOTED[1]}."
+        yield Problem("judge.votes", "is for a judge that is not asked", fix, options.votes)
+    if voted and evaluate.every is not None:
+        fix = "Leave evaluate.every out, or use another judge."
+        why = f"does not do with the judge {voted[0]}, whose votes come when training has ended"
+        yield Problem("evaluate.every", why, fix, evaluate.every)

@@ -88,6 +88,12 @@ class Verdict:
         """Decision, win rate and judge; then what it costs."""
         return f"{self.decision}: {_won(self)}; cost: {', '.join(_costs(self))}"
 
+    @property
+    def advice(self) -> tuple[str, ...]:
+        """What to do so that judges can judge which cannot yet."""
+        judges = (self.judged, self.also)
+        return tuple(each.trust.advice for each in judges if each and each.trust.advice)
+
     def numbers(self) -> dict[str, float | None]:
         """What is compared between runs, as plain numbers: a point of the reward-KL frontier."""
         judged, costs = self.judged, self.costs

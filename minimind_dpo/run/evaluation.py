@@ -72,6 +72,7 @@ def build_evaluation(
     data: PreferenceDataModule,
     stores: tuple[TokenStore, TokenStore],
     bar: Bar,
+    folder: Path,
 ) -> Evaluation | None:
     """What compares policies with the run's reference; None where no prompt is held out.
 
@@ -81,6 +82,7 @@ def build_evaluation(
         data: Set up.
         stores: What its rows for training and for validation are rows of.
         bar: Makes progress bars.
+        folder: The run's, where judges write what is to be voted on.
 
     Raises:
         ConfigError: A judge does not know the prompts, or `evaluate.text` holds too little.
@@ -115,7 +117,7 @@ def build_evaluation(
         batch_tokens=config.reference.batch_tokens,
     )
     judge, also = (
-        build_judge(name, config.judge, ground, prompts, key)
+        build_judge(name, config, ground, prompts, key, folder)
         for name, key in ((config.judge.name, "judge.name"), (config.judge.also, "judge.also"))
     )
     return Evaluation(

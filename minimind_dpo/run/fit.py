@@ -239,6 +239,8 @@ def _tell_end(parts: _Parts) -> None:
     log.info(f"Done. Weights: {folder / 'export'}  Numbers: {folder / SUMMARY}")
     if config.logger.name == "tensorboard":
         log.info(f"Curves: tensorboard --logdir {folder}")
+    for advice in parts.verdict.advice:
+        log.info(advice)
 
 
 def _start(parts: _Parts) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from minimind_dpo.config.schema import Config
 from minimind_dpo.demo import judge as demo
 from minimind_dpo.demo.questions import question_of
 from minimind_dpo.evaluation.answers import Prompt
@@ -12,25 +14,32 @@ from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.rules import rules_judge
-from minimind_dpo.evaluation.options import JudgeOptions
+from minimind_dpo.evaluation.judges.votes import VotesJudge
 from minimind_dpo.options.problem import ConfigError, Problem
 
 
 def build_judge(
-    name: str | None, options: JudgeOptions, ground: Ground, prompts: Sequence[Prompt], key: str
+    name: str | None,
+    config: Config,
+    ground: Ground,
+    prompts: Sequence[Prompt],
+    key: str,
+    folder: Path,
 ) -> Judge | None:
     """The judge of a name.
 
     Args:
         name: As `judge.name` has it.
-        options: What it is told.
+        config: What it is told.
         ground: What the judge `pairs` is fitted on.
         prompts: What it will judge answers to.
         key: Where its name was given.
+        folder: Where it writes.
 
     Raises:
         ConfigError: It does not know one of the prompts, or cannot read what it is told to.
     """
+    options = config.judge
     match name:
         case "pairs":
             return PairsJudge(ground)
@@ -40,6 +49,8 @@ def build_judge(
             return rules_judge(str(options.rules))
         case "python":
             return PythonJudge(str(options.python))
+        case "file" | "human":
+            return VotesJudge(name, folder, options.votes, config.evaluate.seed)
     return None
 
 

@@ -2,6 +2,7 @@
 
 <run>/verdict.json      the verdict on the exported weights
 <run>/answers.jsonl     each prompt with both answers
+<run>/vote.html         for the judge human, and to_judge.jsonl for the judge file: what is asked
 <run>/frontier.jsonl    a line for each verdict while training and the last: step, win rate, KL
 """
 
@@ -71,6 +72,8 @@ class RunVerdict(Callback):
         self._stores = (data.train_store, data.val_store or data.train_store)
         self._evaluation: Evaluation | None = None
         self._newest = 0
+        self.advice: tuple[str, ...] = ()
+        """What is left to do for the judges, once the verdict is there."""
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Refuse what cannot be judged before anything is trained."""
@@ -78,7 +81,7 @@ class RunVerdict(Callback):
             return
         (self.folder / VERDICT).unlink(missing_ok=True)  # of the time before it was taken further
         self._evaluation = build_evaluation(
-            self.config, self.policy, self.data, self._stores, self._bar
+            self.config, self.policy, self.data, self._stores, self._bar, self.folder
         )
         if self._evaluation is None:
             log.info("There will be no verdict: data.val and data.val_fraction hold out no prompt")
@@ -133,6 +136,7 @@ class RunVerdict(Callback):
         verdict = evaluation(policy)
         self._add_point(step, verdict)
         _write_lines(self.folder / ANSWERS, (case.to_json() for case in verdict.cases))
+        self.advice = verdict.advice
         content = {"step": step, **verdict.to_json()}
         write_json(content, self.folder / VERDICT)
         console.print(table(verdict))

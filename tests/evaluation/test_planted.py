@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from minimind_dpo.evaluation.judges.judge import Trust
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.measures import measure
-from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions
+from minimind_dpo.evaluation.options import EvaluateOptions
 from minimind_dpo.evaluation.sampling import draw_answers
 from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.evaluation.statistics import Estimate
@@ -292,8 +293,8 @@ def test_collapsed_answers_sound_an_alarm(policy: list[Answer], alarm: str) -> N
 
 
 def test_the_demo_judge_is_built_for_its_own_prompts_alone(demo: Demo) -> None:
-    built = build_judge("demo", JudgeOptions(), demo.ground, demo.prompts, "judge.name")
+    built = build_judge("demo", demo.config, demo.ground, demo.prompts, "judge.name", Path())
     assert isinstance(built, ProgramJudge)
     foreign = Prompt(demo.prompts[0].ids, "What is love?", "dpo.jsonl:7")
     with pytest.raises(ValueError, match=r"judge.also=demo: knows the prompts .* dpo.jsonl:7"):
-        build_judge("demo", JudgeOptions(), demo.ground, [foreign], "judge.also")
+        build_judge("demo", demo.config, demo.ground, [foreign], "judge.also", Path())

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
+from minimind_dpo.evaluation.judges.ballots import read_votes
 from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.rules import read_rules
-from minimind_dpo.evaluation.options import JudgeOptions
+from minimind_dpo.evaluation.options import VOTED, JudgeOptions
 from minimind_dpo.options.problem import ConfigError, Problem
 
 _TRIALS: Final[dict[str, Callable[[JudgeOptions], Any]]] = {
     "rules": lambda options: read_rules(str(options.rules)),
     "python": lambda options: PythonJudge(str(options.python)),
+    **dict.fromkeys(VOTED, lambda options: options.votes and read_votes(options.votes)),
 }
 """By judge: what raises ConfigError."""
 

@@ -25,11 +25,13 @@ class Trust:
         accuracy: Share of held-out pairs whose chosen answer it prefers; None where that is not
             the measure, as for a program that says what is wanted.
         unable: Why it cannot judge at all; empty where it can.
+        advice: What to do so that it can; empty where there is nothing.
     """
 
     words: str
     accuracy: Estimate | None = None
     unable: str = ""
+    advice: str = ""
 
     @property
     def can_judge(self) -> bool:
@@ -42,6 +44,7 @@ class Trust:
             "words": self.words,
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "unable": self.unable,
+            "advice": self.advice,
             "can_judge": self.can_judge,
         }
 

@@ -1,0 +1,126 @@
+"""The judges `file` and `human`: answers go out, votes come back, and in between nobody waits.
+
+`file` writes JSON lines for a program or a person of the user's choice, `human` one HTML page that
+needs no network and no server. Both read the votes that come back in the same way.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from minimind_dpo.disk import write_text
+from minimind_dpo.evaluation.answers import Answer, Prompt
+from minimind_dpo.evaluation.judges.ballots import Ballot, count_votes, make_ballots, read_votes
+from minimind_dpo.evaluation.judges.judge import Trust
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How answers go out.
+
+    Attributes:
+        file: Name of what is written.
+        render: Its content.
+        words: What its votes can be trusted for, after "what".
+        todo: What to do with the file, whose path stands at {}.
+        votes: What the votes are called in the command.
+    """
+
+    file: str
+    render: Callable[[Sequence[Ballot]], str]
+    words: str
+    todo: str
+    votes: str
+
+
+def as_lines(ballots: Sequence[Ballot]) -> str:
+    """A JSON object a line."""
+    return "".join(json.dumps(b.to_json(), ensure_ascii=False) + "\n" for b in ballots)
+
+
+def as_page(ballots: Sequence[Ballot]) -> str:
+    """One HTML page: no network, no server, English and Chinese."""
+    # NOTE: a "<" inside would end the script that holds the data.
+    data = json.dumps([b.to_json() for b in ballots], ensure_ascii=False).replace("<", "\\u003c")
+    page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    return page.replace("[/* ballots */]", data)
+
+
+WAYS: Final = {
+    "file": Way(
+        "to_judge.jsonl",
+        as_lines,
+        "whoever wrote the votes prefers",
+        'Add "winner": "a", "b" or "tie" (or score_a and score_b) to the lines of {}.',
+        "VOTES.jsonl",
+    ),
+    "human": Way(
+        "vote.html",
+        as_page,
+        "people prefer who do not know which model wrote which answer",
+        "Open {} in a browser, vote with the keys 1 2 3, and save the votes.",
+        "votes.json",
+    ),
+}
+"""By judge."""
+
+
+class VotesJudge:
+    """Writes what is to be judged, or reads what was.
+
+    Args:
+        name: `file` or `human`.
+        folder: Where to write, and what a command reads votes for.
+        votes: File of votes; None to write.
+        seed: Of sides and order.
+    """
+
+    tokens_ahead = 0
+
+    def __init__(self, name: str, folder: Path, votes: str | None, seed: int) -> None:
+        self.name = name
+        self.trust = Trust(f"what {WAYS[name].words}")
+        self._folder = folder
+        self._votes = votes
+        self._seed = seed
+
+    def compare(
+        self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
+    ) -> np.ndarray:
+        """Votes on the prompts: float64 (prompts,); NaN where there is none.
+
+        Raises:
+            JudgeError: The votes are of other answers.
+            ConfigError: The file holds what is no vote.
+        """
+        ballots = make_ballots(prompts, first, second, self._seed)
+        votes = [] if self._votes is None else read_votes(self._votes)
+        preferences = count_votes(ballots, votes, len(prompts))
+        if self._votes is None:
+            self._ask(ballots)
+        return preferences
+
+    def _ask(self, ballots: Sequence[Ballot]) -> None:
+        way = WAYS[self.name]
+        if not ballots:
+            self.trust = Trust(self.trust.words, unable="all answers are alike")
+            return
+        path = self._folder / way.file
+        write_text(path, way.render(ballots))
+        command = shlex.join(
+            [
+                *("python", "-m", "minimind_dpo.evaluate", f"run={self._folder}"),
+                *(f"judge={self.name}", f"judge.votes={way.votes}"),
+            ]
+        )
+        advice = f"{way.todo.format(path)} Then: {command}"
+        unable = f"nobody has voted on the {len(ballots)} prompts yet"
+        self.trust = Trust(self.trust.words, unable=unable, advice=advice)
