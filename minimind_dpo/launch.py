@@ -39,6 +39,19 @@ _OF_RANKS: Final = (
 _PREFIXES_OF_RANKS: Final = ("MASTER_", "MINIMIND_DPO_", "PL_", "SLURM_", "TORCHELASTIC_")
 _LOOKS: Final = 0.5
 """Seconds between two looks at a parent process."""
+STOP_SIGNALS: Final = tuple(
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGINT")
+    if hasattr(signal, name)  # Windows lacks some
+)
+"""What stops a run; where its ranks got different ones, the later one here counts."""
+
+
+def heeded_signals() -> list[int]:
+    """Those of `STOP_SIGNALS` that this process heeds: nohup has it ignore SIGHUP."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    ignored = hang_up is not None and signal.getsignal(hang_up) == signal.SIG_IGN
+    return [number for number in STOP_SIGNALS if not (ignored and number == hang_up)]
 
 
 def check_environment() -> None:

@@ -1,7 +1,7 @@
 """Train: `python -m minimind_dpo.train [key=value ...]`.
 
 Without arguments the embedded demo runs. Exit codes: 0 done, 1 failed, 2 wrong input, 130 stopped
-by Ctrl-C and 143 by SIGTERM or SIGUSR1; the last line then says what is saved.
+by Ctrl-C and 143 by SIGTERM, SIGHUP or SIGUSR1; the last line then says what is saved.
 """
 
 from __future__ import annotations

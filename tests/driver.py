@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -30,6 +31,7 @@ def start(request: dict) -> int:
     if pid:
         return pid
     os.setsid()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup may have started the tests
     out, err = (
         os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for name in ("out", "err" if "err" in request else "out")
@@ -48,7 +50,7 @@ def start(request: dict) -> int:
     if request.get("raise_at"):
         break_at(request["raise_at"])
     if request.get("stall_at"):
-        stall_at(request["stall_at"])
+        stall_at(request["stall_at"], request.get("stall_seconds", 120))
     sys.argv = ["minimind-dpo", *request["args"]]
     # Lightning starts further ranks as `python -m <the module that is running>`.
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("minimind_dpo.train")
@@ -79,8 +81,8 @@ def break_at(step: int) -> None:
     DPOModule.training_step = training_step
 
 
-def stall_at(step: int) -> None:
-    """Let the second micro-batch after a step take minutes, in one call."""
+def stall_at(step: int, seconds: float) -> None:
+    """Let the second micro-batch after a step take longer, in one call."""
     from minimind_dpo.training.module import DPOModule
 
     before = DPOModule.training_step
@@ -89,7 +91,7 @@ def stall_at(step: int) -> None:
         loss = before(self, batch, batch_idx)
         if self.trainer.global_step == step and batch_idx % self.trainer.accumulate_grad_batches:
             print("STALLED", flush=True)
-            time.sleep(120)
+            time.sleep(seconds)
         return loss
 
     DPOModule.training_step = training_step

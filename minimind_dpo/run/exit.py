@@ -42,7 +42,6 @@ _SENTENCES = (CheckpointSaveError, NotFiniteError)
 def supervised(
     run: Callable[[StopRequest, RankGuard], Any],
     rank_timeout: float,
-    stop_grace: float,
     explain: Callable[[Exception], str | None] = lambda error: None,
 ) -> int:
     """Run, on any number of ranks, and say how it ended.
@@ -50,17 +49,15 @@ def supervised(
     Args:
         run: Gets what signals leave for it, and the watch over the other ranks.
         rank_timeout: `guard.rank_timeout`.
-        stop_grace: `guard.stop_grace`.
         explain: A sentence for a failure that has a known cause; None for a traceback.
 
     Returns:
         The exit code.
     """
-    stop, ranks = StopRequest(stop_grace), RankGuard(rank_timeout)
+    stop, ranks = StopRequest(), RankGuard(rank_timeout)
     ranks.watch_parent()
     stop.speaks = launch.rank() == 0
     stop.at_once = ranks.kill
-    stop.last_words = lambda stopped: _tell(stopped, stop, ranks)
     stop.install()
     stop.listen()
     code = FAILED
@@ -69,7 +66,7 @@ def supervised(
         code = DONE
     except Stopped as stopped:
         code = stopped.exit_code
-        stop.last_words(stopped)
+        _tell(stopped, stop, ranks)
     except KeyboardInterrupt:
         code = INTERRUPTED
     except _WRONG_INPUT as error:
@@ -83,7 +80,7 @@ def supervised(
             error, _unknown(error, stop, ranks) if sentence is None else f"Error: {sentence}"
         )
     finally:
-        stop.patient = True  # a signal while we are ending must not interrupt that
+        stop.waits_for = "the end of the run"  # which no handler may interrupt
         ranks.finish(failed=code != DONE)
         stop.restore()
     return code

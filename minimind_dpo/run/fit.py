@@ -73,9 +73,8 @@ def fit_from_command_line(config: Config) -> int:
     def explain(error: Exception) -> str | None:
         return memory_advice(config) if is_out_of_memory(error) else None
 
-    guard = config.guard
     return supervised(
-        lambda stop, ranks: fit(config, stop, ranks), guard.rank_timeout, guard.stop_grace, explain
+        lambda stop, ranks: fit(config, stop, ranks), config.guard.rank_timeout, explain
     )
 
 
@@ -99,7 +98,7 @@ def fit(
     clock = Clock()
     with contextlib.ExitStack() as ending:
         if stop is None:
-            stop = StopRequest(config.guard.stop_grace)
+            stop = StopRequest()
             ending.callback(stop.restore)
             stop.install()  # before Lightning does, whose handlers are not the ones to give back
         if config.trainer.fast_dev_run:

@@ -259,9 +259,7 @@ def passing_signals() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
     if threading.current_thread() is not threading.main_thread():
         yield start
         return
-    names = ("SIGTERM", "SIGINT", "SIGUSR1")
-    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
-    before = {number: signal.signal(number, pass_on) for number in numbers}
+    before = {number: signal.signal(number, pass_on) for number in launch.heeded_signals()}
     try:
         yield start
     finally:

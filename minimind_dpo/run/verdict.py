@@ -29,7 +29,7 @@ from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.evaluation import build_evaluation, lending
 from minimind_dpo.run.folder import write_json
 from minimind_dpo.training.shown_progress import progress
-from minimind_dpo.training.signals import StopRequest
+from minimind_dpo.training.signals import GivenUpError, StopRequest
 
 log = logging.getLogger(__name__)
 console = Console()
@@ -37,10 +37,6 @@ console = Console()
 VERDICT: Final = "verdict.json"
 ANSWERS: Final = "answers.jsonl"
 FRONTIER: Final = "frontier.jsonl"
-
-
-class GivenUpError(Exception):
-    """A verdict while training was given up, since the run is to stop."""
 
 
 class RunVerdict(Callback):
@@ -95,7 +91,8 @@ class RunVerdict(Callback):
             return
         self._newest = step
         try:
-            verdict = self._evaluation(lending(self.policy.model))
+            with self.stop.giving_up(self.policy.model):
+                verdict = self._evaluation(lending(self.policy.model))
         except GivenUpError:
             return
         except Exception as error:  # a policy that has diverged cannot be sampled from

@@ -121,6 +121,19 @@ def choose_device(devices: int | list[int] | None) -> None:
         torch.cuda.set_device(listed[launch.local_rank() % len(listed)])
 
 
+def highest(trainer: L.Trainer, value: int) -> int:
+    """The highest value among all ranks; to be called by all of them at the same point.
+
+    It is a fact of the hosts, which no device is waited for where they can talk without (gloo).
+    """
+    if trainer.world_size == 1:
+        return value
+    hosts = "gloo" in str(torch.distributed.get_backend_config())
+    told = torch.tensor(value, device="cpu" if hosts else trainer.strategy.root_device)
+    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
+    return int(told)
+
+
 def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
     """Lightning's strategy of that name, whose ranks wait for each other for `timeout` seconds."""
     if name == "auto" and world_size > 1:

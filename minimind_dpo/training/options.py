@@ -317,7 +317,6 @@ class GuardOptions:
     check_model: bool = True
     max_bad_steps: Annotated[int, COUNT] = 10
     rank_timeout: Annotated[float, POSITIVE] = 1800.0
-    stop_grace: Annotated[float, NOT_NEGATIVE] = 5.0
 
 
 def schedule_problems(options: ScheduleOptions) -> Iterator[Problem]:

@@ -54,13 +54,43 @@ def test_a_stop_while_a_state_is_read_is_no_damaged_state(
 
 
 def test_a_second_ctrl_c_is_the_callers_where_nobody_listens(request_: StopRequest) -> None:
-    request_.patient = True
+    request_.waits_for = "this step"
     os.kill(os.getpid(), signal.SIGINT)
     assert request_.signum == signal.SIGINT
     os.kill(os.getpid(), signal.SIGINT)  # one press, passed on by a launcher as well
     time.sleep(0.35)
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_closed_terminal_stops_a_run_and_fails_no_write(request_: StopRequest) -> None:
+    request_.waits_for = "this step"
+    kept = os.dup(2)
+    master, terminal = os.openpty()
+    os.dup2(terminal, 2)
+    os.close(terminal)
+    os.close(master)
+    try:
+        with pytest.raises(OSError, match="Input/output"):
+            os.write(2, b"a line")
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.write(2, b"a line")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+    assert request_.signum == signal.SIGHUP
+
+
+def test_nohup_keeps_a_run_alive() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = StopRequest()
+    try:
+        stop.install()
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert stop.signum == 0
+    finally:
+        stop.restore()
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize("fails", [False, True])

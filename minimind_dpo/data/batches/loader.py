@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 import time
 from typing import Any
@@ -15,6 +16,7 @@ from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.batches.step_plan import MicroBatch, StepSampler
 from minimind_dpo.data.store.token_store import TokenStore
+from minimind_dpo.launch import STOP_SIGNALS
 
 
 class LaidOutPairs(Dataset[PreferenceBatch]):
@@ -53,7 +55,7 @@ class PlannedLoader(DataLoader[PreferenceBatch]):
         num_workers: int = 0,
         **options: Any,
     ) -> None:
-        watch = functools.partial(_end_with, os.getpid()) if num_workers else None
+        watch = functools.partial(_end_only_with, os.getpid()) if num_workers else None
         self._whole = sampler.whole
         super().__init__(
             data,
@@ -68,6 +70,16 @@ class PlannedLoader(DataLoader[PreferenceBatch]):
     def __len__(self) -> int:
         return self._whole
 
+    def __iter__(self) -> Any:
+        """Start the loading processes, if any, with the signals blocked that end a run."""
+        if not self.num_workers or not hasattr(signal, "sigtimedwait"):
+            return super().__iter__()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        try:
+            return super().__iter__()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
     def state_dict(self) -> dict[str, Any]:
         """Nothing."""
         return {}
@@ -76,16 +88,21 @@ class PlannedLoader(DataLoader[PreferenceBatch]):
         """Nothing."""
 
 
-def _end_with(parent: int, worker: int) -> None:
-    """Let a loading process end when the process that it loads for is gone.
+def _end_only_with(parent: int, worker: int) -> None:
+    """Let a loading process end with the process that it loads for, and by no signal to its group.
 
+    A scheduler's SIGTERM reaches all processes of a run, which still needs their micro-batches to
+    end its step. The parent's own is obeyed: torch ends a process by it that does not answer.
     torch's own watch asks for its parent's number after it has started: a parent that is killed
     before leaves workers that wait for ever.
     """
 
     def look() -> None:
         while os.getppid() == parent:
-            time.sleep(1.0)
+            if not hasattr(signal, "sigtimedwait"):  # macOS, Windows
+                time.sleep(1.0)
+            elif (sent := signal.sigtimedwait(STOP_SIGNALS, 1.0)) and sent.si_pid == parent:
+                break
         os._exit(1)
 
     threading.Thread(target=look, daemon=True, name="watch-parent").start()

@@ -24,6 +24,7 @@ import jinja2
 
 from minimind_dpo.batch import Message
 from minimind_dpo.data.tokenize.special_tokens import RenderError, any_of
+from minimind_dpo.launch import STOP_SIGNALS
 from minimind_dpo.options.problem import ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -233,7 +234,7 @@ def _send(render: Callable[[], str], sender: Connection) -> None:
     """In the other process: render within the limits, and send the text or the reason."""
     import resource
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the process that waits for this one handles them
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     memory = pages * os.sysconf("SC_PAGE_SIZE") + _BYTES

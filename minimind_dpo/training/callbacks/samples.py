@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import textwrap
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.sampling import sample_answers
 from minimind_dpo.training.module import DPOModule
-from minimind_dpo.training.signals import StopRequest
+from minimind_dpo.training.signals import GivenUpError, StopRequest
 
 PROMPTS_OF_DATA = 4
 """How many prompts are taken from the data where none are given."""
@@ -98,16 +97,18 @@ class SampledAnswers(Callback):
         prompts, ids = self._prompts(trainer)
         if not prompts:
             return
-        # NOTE: one of several ranks may not end alone.
-        with self.stop.giving_up() if trainer.world_size == 1 else nullcontext():
-            answers = sample_answers(
-                module.policy,
-                self.chat,
-                ids,
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-                seed=self.seed,
-            )
+        try:
+            with self.stop.giving_up(module.policy):
+                answers = sample_answers(
+                    module.policy,
+                    self.chat,
+                    ids,
+                    max_new_tokens=self.max_new_tokens,
+                    temperature=self.temperature,
+                    seed=self.seed,
+                )
+        except GivenUpError:
+            return
         text = "\n\n".join(
             f"{headed(prompt)}\n\n{quoted(answer)}"
             for prompt, answer in zip(prompts, answers, strict=True)

@@ -15,7 +15,6 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from minimind_dpo.disk import remove_dead
-from minimind_dpo.training.looks import Looks
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.options import CheckpointOptions
 from minimind_dpo.training.resume.best import BestCheckpoint
@@ -27,7 +26,7 @@ from minimind_dpo.training.resume.checkpoint_io import (
 )
 from minimind_dpo.training.resume.curves import rows_logged
 from minimind_dpo.training.resume.position import (
-    Boundary,
+    EndOfStep,
     ResumeMismatchError,
     epochs_done,
     fit_to_shape,
@@ -114,8 +113,7 @@ class ResumeCheckpoint(Checkpoint):
         self._saved_step = -1
         self._validation_due = False
         self._saving = False
-        self._boundary: Boundary | None = None
-        self._looks = Looks()
+        self._end_of_step: EndOfStep | None = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals instead of Lightning, in a validation of its own as well."""
@@ -129,21 +127,20 @@ class ResumeCheckpoint(Checkpoint):
             remove_dead(self.folder)
             set_aside_newer(self.folder, step)
         use_new_learning_rate(trainer, pl_module)
-        self.stop.give_up = lambda: self._give_up(trainer)
-        self.stop.patient = True
+        self.stop.waits_for = "this micro-batch" if trainer.world_size == 1 else "this step"
         # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
         self.stop.install()
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Until the optimizer moves the weights, the step in progress can be given up."""
-        if trainer.world_size == 1:
-            self.stop.allow(self.stop.grace)
+        """A stop does not wait for the rest of a step; several ranks ask only at its end.
 
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The optimizer may be next."""
-        self.stop.forbid()
+        Raises:
+            Stopped: Once the end of the last step is saved.
+        """
+        if trainer.world_size == 1:
+            self._stop_if_asked(trainer)
 
     def on_train_batch_end(
         self,
@@ -153,31 +150,26 @@ class ResumeCheckpoint(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save where it is due; save and end where the run was asked to stop.
+        """At the end of a step, save where it is due; save and end where a stop was asked for.
 
         Raises:
             Stopped: On all ranks, once the state is saved.
         """
         epoch_loop = trainer.fit_loop.epoch_loop
         if epoch_loop._should_accumulate():
-            looks = self._looks.between_micro_batches(trainer, batch_idx)
-            if looks and self.stop.agreed(trainer, after=self.stop.grace):
-                self._save_boundary(trainer)
-                raise self.stop.stopped(trainer)
             return
-        self._looks.end_step(trainer)
         self.stop.step = trainer.global_step
         fetcher = trainer.fit_loop._data_fetcher
         assert fetcher is not None
         validates = sum(trainer.num_val_batches) > 0
         self._validation_due = validates and epoch_loop._should_check_val_fx(fetcher)
-        stopping = self.stop.agreed(trainer)
+        stopped = self.stop.agreed(trainer)
         exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
-        if stopping or exhausted or self._is_due(trainer):
+        if stopped or exhausted or self._is_due(trainer):
             self.save(trainer)
-        self._boundary = Boundary.of(trainer)
-        if stopping:
-            raise self.stop.stopped(trainer)
+        if stopped:
+            raise stopped
+        self._end_of_step = EndOfStep(trainer)
 
     def on_validation_batch_start(
         self,
@@ -192,17 +184,8 @@ class ResumeCheckpoint(Checkpoint):
         Raises:
             Stopped: On all ranks.
         """
-        if trainer.state.fn != "fit":
-            return
-        if self.stop.agreed(trainer):
-            self._save_boundary(trainer)
-            raise self.stop.stopped(trainer)
-        if trainer.world_size == 1:
-            self.stop.allow(0.0)
-
-    def on_validation_batch_end(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
-        """What follows may write."""
-        self.stop.forbid()
+        if trainer.state.fn == "fit":
+            self._stop_if_asked(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nobody looks at the flag any more.
@@ -210,16 +193,15 @@ class ResumeCheckpoint(Checkpoint):
         Raises:
             Stopped: It was set after the last step.
         """
-        self.stop.patient = False
-        if self.stop.agreed(trainer):
-            raise self.stop.stopped(trainer)
+        self.stop.waits_for = ""
+        if stopped := self.stop.agreed(trainer):
+            raise stopped
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Nobody looks at the flag any more."""
-        self.stop.forbid()
-        self.stop.patient = False
+        self.stop.waits_for = ""
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -269,17 +251,13 @@ class ResumeCheckpoint(Checkpoint):
             for path in step_files(self.folder)[self.keep :]:
                 path.unlink(missing_ok=True)
 
-    def _save_boundary(self, trainer: L.Trainer) -> None:
-        """Save the end of the last step after a further one has begun; on all ranks."""
-        if self._boundary is not None and self._saved_step != trainer.global_step:
-            self._boundary.put_back(trainer)
-            self.save(trainer)
-
-    def _give_up(self, trainer: L.Trainer) -> None:
-        """Save and close, while the main thread is in the middle of something."""
-        self._save_boundary(trainer)
-        for logger in trainer.loggers:
-            logger.finalize("aborted")
+    def _stop_if_asked(self, trainer: L.Trainer) -> None:
+        """After a step has ended and before the next one has, save that end and stop."""
+        if stopped := self.stop.agreed(trainer):
+            if self._end_of_step is not None and self._saved_step != trainer.global_step:
+                self._end_of_step.put_back(trainer)
+                self.save(trainer)
+            raise stopped
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if self.every_n_steps is None:

@@ -11,15 +11,14 @@ position in optimizer steps is exact, and micro-batches are counted anew from it
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 
 from minimind_dpo.data.batches.step_plan import carry_over
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.training.resume.random_state import RandomState, capture
+from minimind_dpo.training.resume.random_state import capture, restore
 
 Progress = dict[str, Any]
 
@@ -28,32 +27,21 @@ class ResumeMismatchError(ValueError):
     """A checkpoint belongs to another run than the one that would go on from it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Boundary:
-    """Where a run stood at the end of an optimizer step, weights apart.
+class EndOfStep:
+    """Where a run stood at the end of an optimizer step: what micro-batches after it change.
 
-    Until the next step moves the weights, putting this back is enough to save that moment.
-
-    Attributes:
-        loops: `fit_loop`'s state dict, inside the hooks of the step's last micro-batch.
-        random: This rank's generators.
+    Weights, optimizer and metrics stay as they were until the next step ends, so that a state saved
+    after `put_back` is that of this moment. To be made in the hooks that end the step.
     """
 
-    loops: Progress
-    random: dict[str, Tensor]
-
-    @classmethod
-    def of(cls, trainer: L.Trainer) -> Boundary:
-        """The moment; to be called in the hooks that end a step."""
-        random = capture(trainer.strategy.root_device)
-        return cls(deepcopy(trainer.fit_loop.state_dict()), random)
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._loops: Progress = deepcopy(trainer.fit_loop.state_dict())
+        self._random = capture(trainer.strategy.root_device)
 
     def put_back(self, trainer: L.Trainer) -> None:
-        """Undo what a step that is given up has changed; the run has to end after it."""
-        trainer.fit_loop.load_state_dict(deepcopy(self.loops))
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RandomState):
-                callback.held = self.random
+        """Undo the micro-batches of a step that was begun; the run has to end after it."""
+        trainer.fit_loop.load_state_dict(self._loops)
+        restore(self._random)
 
 
 def mark_complete(loops: Progress, validation_due: bool) -> None:

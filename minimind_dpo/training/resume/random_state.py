@@ -21,14 +21,10 @@ class RandomState(Callback):
 
     Args:
         seed: Of a fresh run.
-
-    Attributes:
-        held: State to be saved instead of that of now, which a step that is given up has changed.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
-        self.held: dict[str, Tensor] | None = None
         self._loaded: list[dict[str, Tensor]] = []
         self._trainer: L.Trainer | None = None
 
@@ -52,7 +48,7 @@ class RandomState(Callback):
         """State of every rank; a collective call, as saving is."""
         trainer = self._trainer
         assert trainer is not None
-        mine = self.held or capture(trainer.strategy.root_device)
+        mine = capture(trainer.strategy.root_device)
         if trainer.world_size == 1:
             return {"ranks": [mine]}
         device = trainer.strategy.root_device
