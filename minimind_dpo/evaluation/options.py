@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Final
 
-from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Choices, Range
+from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Choices, Range, value_at
 from minimind_dpo.options.problem import Problem
 
-JUDGES: Final = ("pairs", "demo", "rules", "python", "file", "human")
+JUDGES: Final = ("pairs", "demo", "rules", "python", "reward_model", "file", "human")
 """Who can compare two answers."""
 
-NEEDS: Final = {"rules": "rules", "python": "python"}
+NEEDS: Final = {"rules": "rules", "python": "python", "reward_model": "reward_model.path"}
 """Judges that nothing can be said of without a key, and that key."""
 
 VOTED: Final = ("file", "human")
@@ -45,6 +45,21 @@ class EvaluateOptions:
 
 
 @dataclass
+class RewardModelOptions:
+    """A sequence classifier with one label.
+
+    Attributes:
+        path: Folder or hub name.
+        batch_size: Answers that are scored at once.
+        max_length: Most tokens of a conversation with its answer.
+    """
+
+    path: str | None = None
+    batch_size: Annotated[int, COUNT] = 8
+    max_length: Annotated[int, COUNT] = 2048
+
+
+@dataclass
 class JudgeOptions:
     """Who compares the answers.
 
@@ -57,6 +72,7 @@ class JudgeOptions:
         python: `package.module:function` for the judge `python`.
         votes: File of votes for the judges `file` and `human`; None has them write what is to be
             voted on.
+        reward_model: For the judge `reward_model`.
     """
 
     name: Annotated[str, Choices(*JUDGES, "none")] = "pairs"
@@ -65,6 +81,7 @@ class JudgeOptions:
     rules: str | None = None
     python: str | None = None
     votes: str | None = None
+    reward_model: RewardModelOptions = field(default_factory=RewardModelOptions)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -89,7 +106,7 @@ def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator
     elif options.also == options.name:
         yield Problem("judge.also", "is the first judge as well", value=options.also)
     for name, key in NEEDS.items():
-        value = getattr(options, key)
+        value = value_at(options, key)
         if name in options.names and value is None:
             yield Problem(f"judge.{key}", f"is what the judge {name} needs", f"Give judge.{key}=.")
         if name not in options.names and value is not None:

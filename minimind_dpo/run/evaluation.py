@@ -117,7 +117,7 @@ def build_evaluation(
         batch_tokens=config.reference.batch_tokens,
     )
     judge, also = (
-        build_judge(name, config, ground, prompts, key, folder)
+        build_judge(name, config, ground, prompts, key, folder, lambda: policy.model.device)
         for name, key in ((config.judge.name, "judge.name"), (config.judge.also, "judge.also"))
     )
     return Evaluation(

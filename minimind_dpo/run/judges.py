@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.demo import judge as demo
@@ -13,6 +15,7 @@ from minimind_dpo.evaluation.judges.judge import Judge
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.judges.python import PythonJudge
+from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
 from minimind_dpo.evaluation.judges.rules import rules_judge
 from minimind_dpo.evaluation.judges.votes import VotesJudge
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -25,6 +28,7 @@ def build_judge(
     prompts: Sequence[Prompt],
     key: str,
     folder: Path,
+    device: Callable[[], torch.device],
 ) -> Judge | None:
     """The judge of a name.
 
@@ -35,6 +39,7 @@ def build_judge(
         prompts: What it will judge answers to.
         key: Where its name was given.
         folder: Where it writes.
+        device: Says where a model of its own runs.
 
     Raises:
         ConfigError: It does not know one of the prompts, or cannot read what it is told to.
@@ -49,6 +54,8 @@ def build_judge(
             return rules_judge(str(options.rules))
         case "python":
             return PythonJudge(str(options.python))
+        case "reward_model":
+            return RewardModelJudge(options.reward_model, device, ground.bar)
         case "file" | "human":
             return VotesJudge(name, folder, options.votes, config.evaluate.seed)
     return None

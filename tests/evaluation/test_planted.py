@@ -293,8 +293,9 @@ def test_collapsed_answers_sound_an_alarm(policy: list[Answer], alarm: str) -> N
 
 
 def test_the_demo_judge_is_built_for_its_own_prompts_alone(demo: Demo) -> None:
-    built = build_judge("demo", demo.config, demo.ground, demo.prompts, "judge.name", Path())
+    elsewhere: Any = (Path(), lambda: torch.device("cpu"))
+    built = build_judge("demo", demo.config, demo.ground, demo.prompts, "judge.name", *elsewhere)
     assert isinstance(built, ProgramJudge)
     foreign = Prompt(demo.prompts[0].ids, "What is love?", "dpo.jsonl:7")
     with pytest.raises(ValueError, match=r"judge.also=demo: knows the prompts .* dpo.jsonl:7"):
-        build_judge("demo", demo.config, demo.ground, [foreign], "judge.also", Path())
+        build_judge("demo", demo.config, demo.ground, [foreign], "judge.also", *elsewhere)

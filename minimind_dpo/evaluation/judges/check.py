@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from minimind_dpo.evaluation.judges.ballots import read_votes
 from minimind_dpo.evaluation.judges.python import PythonJudge
+from minimind_dpo.evaluation.judges.reward_model import load
 from minimind_dpo.evaluation.judges.rules import read_rules
 from minimind_dpo.evaluation.options import VOTED, JudgeOptions
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -14,6 +15,7 @@ from minimind_dpo.options.problem import ConfigError, Problem
 _TRIALS: Final[dict[str, Callable[[JudgeOptions], Any]]] = {
     "rules": lambda options: read_rules(str(options.rules)),
     "python": lambda options: PythonJudge(str(options.python)),
+    "reward_model": lambda options: load(str(options.reward_model.path), "meta"),
     **dict.fromkeys(VOTED, lambda options: options.votes and read_votes(options.votes)),
 }
 """By judge: what raises ConfigError."""
