@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated, Final
 
-from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Choices, Range, value_at
+from minimind_dpo.options.limits import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    Choices,
+    Form,
+    Range,
+    value_at,
+)
 from minimind_dpo.options.problem import Problem
 
-JUDGES: Final = ("pairs", "demo", "rules", "python", "reward_model", "file", "human")
+JUDGES: Final = (
+    "pairs",
+    "demo",
+    "rules",
+    "python",
+    "reward_model",
+    "endpoint",
+    "file",
+    "human",
+)
 """Who can compare two answers."""
 
-NEEDS: Final = {"rules": "rules", "python": "python", "reward_model": "reward_model.path"}
-"""Judges that nothing can be said of without a key, and that key."""
+NEEDS: Final = {
+    "rules": ("rules",),
+    "python": ("python",),
+    "reward_model": ("reward_model.path",),
+    "endpoint": ("endpoint.url", "endpoint.model"),
+}
+"""Keys without which a judge can do nothing, and which no other judge reads."""
 
 VOTED: Final = ("file", "human")
 """Judges whose votes come back by a file."""
@@ -59,6 +82,44 @@ class RewardModelOptions:
     max_length: Annotated[int, COUNT] = 2048
 
 
+def _is_address(value: object) -> bool:
+    return (
+        isinstance(value, str) and re.fullmatch(r"https?://[^\s/@?#]+[^\s@?#]*", value) is not None
+    )
+
+
+ADDRESS: Final = Form(
+    _is_address,
+    "an address such as http://127.0.0.1:8000/v1",
+    "A key belongs into an environment variable: judge.endpoint.key_env=NAME.",
+)
+
+
+@dataclass
+class EndpointOptions:
+    """A chat model behind an OpenAI-compatible address.
+
+    Attributes:
+        url: What `/chat/completions` is put after.
+        model: Its name there.
+        key_env: Environment variable that holds the key; None sends none.
+        request: File of the request; None for the package's own.
+        cache: Folder of replies, so that no question is asked twice.
+        timeout: Seconds that one attempt may take.
+        retries: Attempts after the first.
+        concurrency: Requests at once.
+    """
+
+    url: Annotated[str | None, ADDRESS] = None
+    model: str | None = None
+    key_env: str | None = None
+    request: str | None = None
+    cache: str = "outputs/cache/judge"
+    timeout: Annotated[float, POSITIVE] = 120.0
+    retries: Annotated[int, NOT_NEGATIVE] = 4
+    concurrency: Annotated[int, COUNT] = 8
+
+
 @dataclass
 class JudgeOptions:
     """Who compares the answers.
@@ -73,6 +134,7 @@ class JudgeOptions:
         votes: File of votes for the judges `file` and `human`; None has them write what is to be
             voted on.
         reward_model: For the judge `reward_model`.
+        endpoint: For the judge `endpoint`.
     """
 
     name: Annotated[str, Choices(*JUDGES, "none")] = "pairs"
@@ -82,6 +144,7 @@ class JudgeOptions:
     python: str | None = None
     votes: str | None = None
     reward_model: RewardModelOptions = field(default_factory=RewardModelOptions)
+    endpoint: EndpointOptions = field(default_factory=EndpointOptions)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -105,7 +168,7 @@ def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator
         yield Problem("judge.also", "checks a first judge, but judge.name=none", fix, options.also)
     elif options.also == options.name:
         yield Problem("judge.also", "is the first judge as well", value=options.also)
-    for name, key in NEEDS.items():
+    for name, key in ((name, key) for name, keys in NEEDS.items() for key in keys):
         value = value_at(options, key)
         if name in options.names and value is None:
             yield Problem(f"judge.{key}", f"is what the judge {name} needs", f"Give judge.{key}=.")
@@ -114,6 +177,11 @@ def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator
             yield Problem(
                 f"judge.{key}", f"is for the judge {name}, which is not asked", fix, value
             )
+    variable = options.endpoint.key_env
+    if "endpoint" in options.names and variable and not os.environ.get(variable, "").strip():
+        fix = "It is the name of an environment variable, and never the key itself."
+        # The value is not shown: it may be a key that was given by mistake.
+        yield Problem("judge.endpoint.key_env", "names a variable that is not set", fix)
     voted = [name for name in VOTED if name in options.names]
     if len(voted) > 1:
         yield Problem("judge.also", "reads the votes of the first judge", value=options.also)

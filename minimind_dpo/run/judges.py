@@ -11,6 +11,8 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.demo import judge as demo
 from minimind_dpo.demo.questions import question_of
 from minimind_dpo.evaluation.answers import Prompt
+from minimind_dpo.evaluation.judges.chat_client import ChatClient
+from minimind_dpo.evaluation.judges.endpoint import EndpointJudge
 from minimind_dpo.evaluation.judges.judge import Judge
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
@@ -56,6 +58,11 @@ def build_judge(
             return PythonJudge(str(options.python))
         case "reward_model":
             return RewardModelJudge(options.reward_model, device, ground.bar)
+        case "endpoint":
+            client = ChatClient(options.endpoint, Path(options.endpoint.cache).expanduser())
+            judge = EndpointJudge(options.endpoint, client, ground.bar)
+            judge.probe()
+            return judge
         case "file" | "human":
             return VotesJudge(name, folder, options.votes, config.evaluate.seed)
     return None

@@ -31,6 +31,7 @@ HANDED_ON = {
     "callbacks.checkpoint.": "training/resume/callback.py",
     "evaluate.": "evaluation",
     "judge.": "evaluation",
+    "judge.endpoint.": "evaluation/judges",
     "judge.reward_model.": "evaluation/judges/reward_model.py",
 }
 """Groups that other rooms take whole, by the name `options`, and where."""

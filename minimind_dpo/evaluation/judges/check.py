@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from minimind_dpo.evaluation.judges.ballots import read_votes
+from minimind_dpo.evaluation.judges.endpoint import read_request
 from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.reward_model import load
 from minimind_dpo.evaluation.judges.rules import read_rules
@@ -16,6 +17,7 @@ _TRIALS: Final[dict[str, Callable[[JudgeOptions], Any]]] = {
     "rules": lambda options: read_rules(str(options.rules)),
     "python": lambda options: PythonJudge(str(options.python)),
     "reward_model": lambda options: load(str(options.reward_model.path), "meta"),
+    "endpoint": lambda options: read_request(options.endpoint.request),
     **dict.fromkeys(VOTED, lambda options: options.votes and read_votes(options.votes)),
 }
 """By judge: what raises ConfigError."""
