@@ -37,16 +37,19 @@ class Memory(Logger):
 
 
 def tiny_model(
-    seed: int = 0, dtype: torch.dtype = torch.float32, layout: str = "prefix_shared"
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "prefix_shared",
+    layers: int = 2,
 ) -> PreTrainedModel:
-    """A two-layer Qwen3 with weights that matter."""
+    """A Qwen3 of few layers with weights that matter."""
     torch.manual_seed(seed)
     model = Qwen3ForCausalLM(
         Qwen3Config(
             vocab_size=VOCABULARY,
             hidden_size=32,
             intermediate_size=48,
-            num_hidden_layers=2,
+            num_hidden_layers=layers,
             num_attention_heads=4,
             num_key_value_heads=2,
             head_dim=8,

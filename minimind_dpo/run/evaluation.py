@@ -103,6 +103,7 @@ def build_evaluation(
         test_pairs=[held_out[place] for place in _some(np.arange(len(held_out)), most, random)],
         collate=data.collate,
         batch_tokens=config.reference.batch_tokens,
+        longest=config.evaluate.max_new_tokens,
         bar=bar,
     )
     texts = [prompt.ids for prompt in prompts if len(prompt.ids) > 1]

@@ -47,7 +47,7 @@ def pairs_judge(
 ) -> PairsJudge:
     model = tiny_model(layout=layout)
     collate = Collator(layout, max_length=64)
-    return PairsJudge(Ground(lambda: nullcontext(model), train, test, collate, 400, silent))
+    return PairsJudge(Ground(lambda: nullcontext(model), train, test, collate, 400, 64, silent))
 
 
 def answer(*ids: int, ended: bool = True, text: str = "") -> Answer:
@@ -121,21 +121,42 @@ def test_every_generation_shows_the_judge_its_layers(
     assert np.abs(kl).max() < 1e-6
 
 
-def test_features_of_an_answer_are_the_states_that_predict_its_tokens() -> None:
+@pytest.mark.parametrize(("layers", "read"), [(1, [1]), (2, [1, 2]), (4, [2, 3]), (8, [3, 5])])
+def test_features_of_an_answer_are_the_states_that_predict_its_tokens(
+    layers: int, read: list[int]
+) -> None:
+    """Of the layers at a quarter and at half of the depth, counted from 1; no other is run."""
     pair = made_up_pairs(1)[0]
-    model = tiny_model()
+    model = tiny_model(layers=layers)
+    states: list[torch.Tensor] = []
+    for layer in model.model.layers:
+        layer.register_forward_hook(lambda module, arguments, output: states.append(output))
     with frozen(model):
-        got = mean_states(model, Collator(max_length=64)([pair]))[0, 32:]
+        got = mean_states(model, Collator(max_length=64)([pair]))
+        assert len(states) == read[-1]
+        states.clear()
         ids = torch.from_numpy(np.concatenate([pair.prompt_ids, pair.chosen_ids[:-1]])).long()
         model.set_attn_implementation("sdpa")
-        hidden = model(ids[None], output_hidden_states=True).hidden_states
-    # transformers gives the last layer's output after the final norm; the norm of the mean is not
-    # the mean of norms, so the middle layer (of two: the first) is compared.
-    expected = hidden[1][0, len(pair.prompt_ids) - 1 :].mean(0)
-    with frozen(model):
-        middle = mean_states(model, Collator(max_length=64)([pair]))[0, :32]
-    torch.testing.assert_close(middle, expected, atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(got, middle)
+        model(ids[None])
+    means = [states[place - 1][0, len(pair.prompt_ids) - 1 :].mean(0) for place in read]
+    torch.testing.assert_close(got[0], torch.cat(means), atol=1e-5, rtol=1e-4)
+
+
+def test_pairs_are_cut_to_what_is_judged() -> None:
+    """The end of a prompt and the beginning of each answer; the rest changes nothing."""
+    pairs, model = taught_pairs(20, 0), tiny_model()
+    judge = PairsJudge(
+        Ground(lambda: nullcontext(model), pairs, pairs, Collator(max_length=64), 400, 5, silent)
+    )
+    ends = [
+        TokenizedPair(p.prompt_ids[-5:], p.chosen_ids[:5], p.rejected_ids[:5], index=0)
+        for p in pairs
+    ]
+    assert max(len(pair.chosen_ids) for pair in pairs) > 5
+    for got, expected in zip(judge._differences(pairs), judge._differences(ends), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    tokens = [len(ids) for p in ends for ids in (p.prompt_ids, p.chosen_ids, p.rejected_ids)]
+    assert judge.tokens_ahead == 2 * sum(tokens)
 
 
 def planted(n: int, seed: int, likes: float) -> tuple[np.ndarray, np.ndarray]:

@@ -94,6 +94,7 @@ class Demo:
             self.held_out,
             self.data.collate,
             16384,
+            48,
             silent,
         )
         self.pairs = PairsJudge(self.ground)  # fitted once, when it is first asked

@@ -1,14 +1,16 @@
 """The judge `pairs`: the preference that the run's own training pairs show.
 
-Bradley-Terry on the frozen reference's hidden states, averaged over the answer, of its middle and
-its last layer. It needs no set-up and no second model, and says how often it is right on held-out
-pairs; where that is no better than a coin, it says that it cannot judge.
+Bradley-Terry on the frozen reference's hidden states, averaged over the answer, of two layers: the
+one after a quarter of them and the one in the middle, above which nothing is run. Pairs are cut to
+what is judged, the end of a prompt and the beginning of an answer. It needs no set-up and no second
+model, and says how often it is right on held-out pairs; where that is no better than a coin, it
+says that it cannot judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -43,6 +45,8 @@ class Ground:
         test_pairs: Held-out pairs.
         collate: Lays pairs out for the reference.
         batch_tokens: Most tokens of a forward pass.
+        longest: Tokens of the longest answer that is judged; of a longer one the beginning is
+            read, and of a longer prompt the end.
         bar: Makes progress bars.
     """
 
@@ -51,6 +55,7 @@ class Ground:
     test_pairs: Sequence[TokenizedPair]
     collate: Collator
     batch_tokens: int
+    longest: int
     bar: Bar
 
 
@@ -69,7 +74,7 @@ class PairsJudge:
     @property
     def tokens_ahead(self) -> int:
         """All of the pairs that it is fitted and tested on."""
-        pairs = [*self.ground.fit_pairs, *self.ground.test_pairs]
+        pairs = self._cut([*self.ground.fit_pairs, *self.ground.test_pairs])
         return sum(len(p.prompt_ids) + len(p.chosen_ids) + len(p.rejected_ids) for p in pairs)
 
     @cached_property
@@ -113,6 +118,7 @@ class PairsJudge:
         self, pairs: Sequence[TokenizedPair], advance: Any = lambda count: None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Features of the first answer less those of the second (n, F), and log length ratio."""
+        pairs = self._cut(pairs)
         rows: list[np.ndarray] = [np.zeros(0)] * len(pairs)
         ground = self.ground
         with ground.reference() as model, frozen(model):
@@ -124,9 +130,20 @@ class PairsJudge:
         lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs])
         return np.stack(rows), np.log(lengths[:, 0] / lengths[:, 1])
 
+    def _cut(self, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+        most = self.ground.longest
+        return [
+            TokenizedPair(p.prompt_ids[-most:], p.chosen_ids[:most], p.rejected_ids[:most], index=0)
+            for p in pairs
+        ]
+
+
+class _SeenError(Exception):
+    """All layers that are read have been run."""
+
 
 def mean_states(model: PreTrainedModel, batch: PreferenceBatch) -> Tensor:
-    """Hidden states that predict each answer's tokens, averaged: (2P, F), middle and last layer.
+    """Hidden states that predict each answer's tokens, averaged: (2P, F), of `read_layers`.
 
     Args:
         model: A `transformers` model.
@@ -136,31 +153,36 @@ def mean_states(model: PreTrainedModel, batch: PreferenceBatch) -> Tensor:
         ValueError: The model has no layers that transformers marks as such.
     """
     use_planned_attention(model, batch.plan is not None)
-    with _states_of_layers(model) as layers:
-        predictor_states(model, batch)
-    states = torch.cat([layer.flatten(0, -2)[batch.predictor_index] for layer in layers], 1)
+    outputs: list[Tensor] = []
+    layers = read_layers(model)
+
+    def keep(module: Any, arguments: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+        if len(outputs) == len(layers):
+            raise _SeenError
+
+    hooks = [layer.register_forward_hook(keep) for layer in layers]
+    try:
+        with contextlib.suppress(_SeenError):
+            predictor_states(model, batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    states = torch.cat([layer.flatten(0, -2)[batch.predictor_index] for layer in outputs], 1)
     sums = states.new_zeros(len(batch.lengths), states.shape[1], dtype=torch.float32)
     return sums.index_add(0, batch.sequence_id, states.float()) / batch.lengths[:, None]
 
 
-@contextmanager
-def _states_of_layers(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """Collects the outputs, (rows, columns, H) each, of the middle and the last decoder layer."""
+def read_layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
+    """The decoder layers at a quarter and at half of the depth; one where there is but one.
+
+    Raises:
+        ValueError: The model has no layers that transformers marks as such.
+    """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
         raise ValueError(
             f"judge.name=pairs: {type(model).__name__} has no decoder layers whose states could be "
             "read. Use another judge for this model"
         )
-    outputs: list[Tensor] = []
-
-    def keep(module: Any, arguments: Any, output: Any) -> None:
-        outputs.append(output[0] if isinstance(output, tuple) else output)
-
-    chosen = [layers[(len(layers) - 1) // 2], layers[-1]]
-    hooks = [layer.register_forward_hook(keep) for layer in chosen]
-    try:
-        yield outputs
-    finally:
-        for hook in hooks:
-            hook.remove()
+    return [layers[place] for place in sorted({len(layers) // 4, len(layers) // 2})]
