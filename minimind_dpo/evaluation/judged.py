@@ -52,6 +52,11 @@ class Judged:
     longer_by: np.ndarray
 
     @property
+    def sentence(self) -> str:
+        """What the judge can be trusted for."""
+        return f"Judge {self.judge} can be trusted for {self.trust.words}."
+
+    @property
     def shares(self) -> np.ndarray:
         """float (judged prompts,) in [0, 1], ties 0.5."""
         return (1.0 + self.preferences[~np.isnan(self.preferences)]) / 2.0
@@ -91,7 +96,7 @@ class Judged:
         rate, controlled, shares = self.win_rate, self.length_controlled, self.shares
         return {
             "name": self.judge,
-            "sentence": f"Judge {self.judge} can be trusted for {self.trust.words}.",
+            "sentence": self.sentence,
             **self.trust.to_json(),
             "win_rate": rate and rate.to_json(),
             "length_controlled": controlled and controlled.to_json(),

@@ -21,6 +21,10 @@ POWER: Final = 0.8
 _Z: Final = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 _DRAWS: Final = 2000
 _NEWTON_STEPS: Final = 25
+_USUAL_THETA: Final = 1.0
+"""A win rate of 73% at equal length."""
+_USUAL_PHI: Final = 3.0
+"""A judge that prefers the longer of two equal answers in 90% of cases, at one s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,13 @@ def length_controlled(shares: np.ndarray, longer_by: np.ndarray) -> Estimate:
     The rate is sigmoid(theta): the length term set to zero. Two policies cannot tell how hard a
     prompt is, so the paper's term for that is left out; s is not the standard deviation, which
     would be 0 where every answer is longer by the same. As in `share_interval` two prompts are
-    added, all ties: one of equal length and two halves of length -s and s. The interval is that of
-    theta by the sandwich estimator.
+    added, all ties: one of equal length and two halves of length -s and s.
+
+    The variance of theta is that of the sandwich estimator, and the square of what the ties may
+    shift it by: their information over all of it, for a theta of `_USUAL_THETA` and a phi of
+    `_USUAL_PHI`. Where answers of both kinds are there, this is next to nothing. Where nearly all
+    are longer, equal length is beyond what was seen, and the interval says so (a test shows it):
+    it covers the truth in 93 to 97% of cases, and in more where next to none is as short.
 
     Args:
         shares: float (n,) in [0, 1]; with fewer than 4 the interval is all there is.
@@ -136,7 +145,9 @@ def length_controlled(shares: np.ndarray, longer_by: np.ndarray) -> Estimate:
         beta = beta + np.linalg.solve(information, x @ (weight * (y - p)))
     scores = x * (weight * (y - p))
     bread = np.linalg.inv(information)
-    variance = (bread @ (scores @ scores.T) @ bread)[0, 0] * n / (n - 2)
+    of_ties = (x * (weight * p * (1.0 - p)))[:, n:] @ x[:, n:].T
+    shift = (bread @ of_ties)[0] * (_USUAL_THETA, _USUAL_PHI)
+    variance = (bread @ (scores @ scores.T) @ bread)[0, 0] * n / (n - 2) + np.square(shift).sum()
     half = t_quantile(n - 2) * math.sqrt(variance)
     value, low, high = 1.0 / (1.0 + np.exp(-(beta[0] + np.array([0.0, -half, half]))))
     return Estimate(float(value), float(low), float(high), n)

@@ -28,7 +28,7 @@ def table(verdict: Verdict) -> Table:
     title = f"Verdict on {len(verdict.cases)} held-out prompts: {verdict.decision}"
     grid = Table(
         title=title,
-        caption=Text("[low, high]: 95% over prompts"),
+        caption=Text("\n".join(["[low, high]: 95% over prompts", *_trusted(verdict)])),
         box=box.ROUNDED,
         title_style=_STYLE.get(verdict.decision, "bold"),
         caption_style="dim",
@@ -40,6 +40,11 @@ def table(verdict: Verdict) -> Table:
     for alarm in verdict.alarms:
         grid.add_row(Text(alarm, style="bold red"), "", "", "")
     return grid
+
+
+def _trusted(verdict: Verdict) -> Iterator[str]:
+    for judged in filter(None, (verdict.judged, verdict.also)):
+        yield judged.sentence
 
 
 def _judge_rows(verdict: Verdict) -> Iterator[Row]:

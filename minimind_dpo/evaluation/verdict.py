@@ -154,7 +154,22 @@ def _won(verdict: Verdict) -> str:
     needed = judged.prompts_to_decide
     if judged.decision == CANNOT_TELL and needed:
         text += f"; a difference of this size would take {needed:,} prompts"
-    return text
+    return text + _checked(judged, verdict)
+
+
+def _checked(judged: Judged, verdict: Verdict) -> str:
+    """What the second judge says, where it does not bear the first one out."""
+    also, agreement = verdict.also, verdict.agreement
+    if also is None:
+        return ""
+    if also.win_rate is None or not also.trust.can_judge:
+        return f"; judge {also.judge} cannot check it"
+    if also.decision == judged.decision and (agreement is None or agreement.low > 0.5):
+        return ""
+    text = f"; judge {also.judge} says {also.decision} ({also.win_rate.percent()})"
+    if agreement is None:
+        return f"{text}, and no prompt is decided by both"
+    return f"{text}, and agrees on {agreement.percent()} of {agreement.n} prompts decided by both"
 
 
 def _accuracy(judged: Judged) -> str:

@@ -19,7 +19,7 @@ from minimind_dpo.evaluation.alarms import alarms
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
 from minimind_dpo.evaluation.judged import BETTER, CANNOT_TELL, NOT_BETTER, WORSE, Judged
-from minimind_dpo.evaluation.judges.judge import Trust
+from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.measures import measure
@@ -210,6 +210,21 @@ def test_a_model_against_itself_with_the_same_draws_is_not_better(demo: Demo) ->
     assert verdict.costs.kl.value == pytest.approx(0.0, abs=1e-5)
     assert verdict.alarms == ()
     assert verdict.sentence.startswith("not better: won 50% [48, 52] of 64 held-out prompts")
+
+
+def test_a_judge_that_fails_is_told_beside_what_needs_no_judge(demo: Demo) -> None:
+    class Broken(Scores):
+        def compare(self, *arguments: Any) -> np.ndarray:
+            raise JudgeError("judge.python=m:f failed on the prompt at x:1: KeyError: 'a'")
+
+    verdict = demo.evaluation(8, Broken(len), program())(lambda: nullcontext(demo.reference))
+    assert verdict.decision == CANNOT_TELL
+    why = "judge.python=m:f failed on the prompt at x:1: KeyError: 'a'"
+    assert f"judge scores cannot judge, since {why}; cost: KL " in verdict.sentence
+    assert verdict.judged is not None
+    assert verdict.judged.to_json()["unjudged"] == 8
+    assert verdict.also is not None
+    assert verdict.also.win_rate is not None
 
 
 def test_pair_accuracy_that_rises_while_answers_stay_is_no_improvement(demo: Demo) -> None:

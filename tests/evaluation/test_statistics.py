@@ -109,6 +109,23 @@ def test_length_controlled_rates_cover_the_rate_at_equal_length(
     assert 0.93 <= coverage(one, float(sigmoid(theta)), 1000) <= 0.975
 
 
+@pytest.mark.parametrize("n", [32, 64])
+@pytest.mark.parametrize("shift", [1.4, 2.0, 4.0])
+@pytest.mark.parametrize(("theta", "phi"), [(0.0, 0.0), (0.0, 3.0), (1.0, 3.0), (1.0, -2.0)])
+def test_where_nearly_all_answers_are_longer_the_interval_still_covers(
+    n: int, shift: float, theta: float, phi: float
+) -> None:
+    """Of 32 answers, 3, 1 and none are shorter. Too wide an interval is not wrong there."""
+
+    def one(random: np.random.Generator) -> Estimate:
+        longer_by = 20.0 * (shift + random.normal(size=n))
+        likes = theta + phi * np.tanh(longer_by / (20.0 * np.hypot(1.0, shift)))
+        shares = (random.random((2, n)) < sigmoid(likes)).mean(0)
+        return length_controlled(shares, longer_by)
+
+    assert coverage(one, float(sigmoid(theta)), 400) >= 0.93
+
+
 def test_a_win_by_length_alone_is_none_at_equal_length() -> None:
     random = np.random.default_rng(3)
     longer_by = random.normal(15, 20, 200)
