@@ -14,32 +14,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from minimind_dpo import launch, os_errors
+from minimind_dpo import launch
 from minimind_dpo.config.command_line import CommandLine, completed, quoted, read_command_line
+from minimind_dpo.config.commands import end
 from minimind_dpo.config.complete import completed_values
 from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config
-from minimind_dpo.exit_codes import INTERRUPTED, NOT_READ, WRONG_INPUT
-from minimind_dpo.options.problem import ConfigError
+from minimind_dpo.exit_codes import NOT_READ
 
 
 def main() -> None:
     """Entry point of the module and of the console script."""
-    try:
-        _run(sys.argv[1:])
-    except ConfigError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(WRONG_INPUT)
-    except OSError as error:
-        sentence = os_errors.explain(error)
-        if sentence is None:
-            raise
-        print(f"Error: {sentence}", file=sys.stderr)
-        sys.exit(WRONG_INPUT)
-    except KeyboardInterrupt:
-        # Before the run's own handlers are in place: there is nothing to save yet.
-        sys.exit(INTERRUPTED)
+    end(_run)
 
 
 def _run(arguments: Sequence[str]) -> None:

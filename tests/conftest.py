@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from golden_support import Golden
 from program import Driver
 from published import TOKENIZERS
+
+from minimind_dpo.demo import HELD_OUT, PREFERENCES
 
 # Of texts and tokenizers that are not part of the project.
 collect_ignore = [] if TOKENIZERS else ["data/test_published_tokenizers.py"]
@@ -39,3 +43,31 @@ def driver() -> Iterator[Driver]:
     made = Driver()
     yield made
     made.close()
+
+
+@pytest.fixture(scope="session")
+def finished_run(driver: Driver, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of the embedded demo on 64 pairs, 2 steps; not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    for name, source, count in (("train", PREFERENCES, 64), ("val", HELD_OUT, 24)):
+        lines = Path(source).read_text(encoding="utf-8").splitlines()[:count]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    settings = {
+        "run_dir": folder / "run",
+        "data.cache_dir": folder / "cache",
+        "data.train": folder / "train.jsonl",
+        "data.val": folder / "val.jsonl",
+        "trainer.max_steps": 2,
+        "trainer.log_every_n_steps": 1,
+        "evaluate.prompts": 8,
+        "evaluate.max_new_tokens": 12,
+        "callbacks.judge": "none",
+        "callbacks.samples.max_new_tokens": 12,
+        "callbacks.checkpoint.save_last": "false",
+        "callbacks.checkpoint.save_top_k": 0,
+        "logger": "csv",
+    }
+    overrides = ["experiment=demo", *(f"{key}={value}" for key, value in settings.items())]
+    result = driver.run(folder, folder, overrides, {})
+    assert result.returncode == 0, json.dumps(result.stdout + result.stderr)
+    return folder / "run"

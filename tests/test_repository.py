@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README_zh.md")
 TRANSLATED = [
     READMES,
-    *((f"docs/{name}.md", f"docs/{name}_zh.md") for name in ("data", "running", "troubleshooting")),
+    *(
+        (f"docs/{name}.md", f"docs/{name}_zh.md")
+        for name in ("commands", "data", "running", "troubleshooting")
+    ),
 ]
 PAGES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".sh", ""}

@@ -34,7 +34,7 @@ _FILES: Final = (
     *("config.json", "generation_config.json", "model*.safetensors", "model*.index.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab*", "merges.txt"),
     *("spiece.model", "*.tiktoken", "*.jinja", "additional_chat_templates"),
-    *("*.py", "*.pth", ".*.tmp", "README.md"),
+    *("*.py", "*.pth", "*.gguf", "Modelfile", ".*.tmp", "README.md"),
     *("adapter_config.json", "adapter_model.safetensors", BASE),
 )
 """Names of what an export, or its adapters, consist of."""

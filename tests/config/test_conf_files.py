@@ -18,7 +18,8 @@ from minimind_dpo.objective.losses.divergences import DIVERGENCES
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.options.limits import keys_of
 
-GROUPS = sorted(p for p in CONF_DIR.glob("*/*.yaml") if p.parent.name not in ("hydra", "sweep"))
+NO_GROUPS = ("hydra", "sweep", "commands")
+GROUPS = sorted(p for p in CONF_DIR.glob("*/*.yaml") if p.parent.name not in NO_GROUPS)
 SHIPPED = sorted(p for p in CONF_DIR.rglob("*.yaml") if "hydra" not in p.parts)
 CHOICES = [
     p for p in SHIPPED if p.parent.name in ("experiment", "logger", "sweep", "evaluate", "judge")

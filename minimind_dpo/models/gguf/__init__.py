@@ -1,0 +1,1 @@
+"""GGUF, the file that llama.cpp and ollama run: architecture, vocabulary, writing, reading back."""

@@ -1,0 +1,147 @@
+"""`export`: the policy of a run, or another model, in the forms that others load."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from minimind_dpo.config.schema import Config
+from minimind_dpo.data.tokenize.chat import Chat
+from minimind_dpo.data.tokenize.special_tokens import RenderError
+from minimind_dpo.disk import write_text
+from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.export import check_own_folder, native_name, save_hf, save_native
+from minimind_dpo.models.gguf.file import save_gguf
+from minimind_dpo.models.gguf.modelfile import modelfile
+from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.locate import EXPORT
+from minimind_dpo.models.minimind.recognise import Dialect
+from minimind_dpo.options.problem import ConfigError, Problem, package_problems
+from minimind_dpo.run.policy import load_policy
+
+log = logging.getLogger(__name__)
+
+_CONTEXT: Final = 4096
+"""Most tokens of a conversation in a Modelfile: memory grows with them."""
+
+
+def export_model(
+    config: Config, run: Path | None, formats: Sequence[str], to: str | None, dtype: str
+) -> list[Path]:
+    """Write a model in some forms, and say where they are.
+
+    Args:
+        config: Of the run, or with `model.path`.
+        run: A run's folder, whose policy is written; None writes `model.path`.
+        formats: Of `hf`, `native` and `gguf`.
+        to: The folder; None for the run's own `export`, which has some of them already.
+        dtype: Type of the weights, or `auto`.
+
+    Returns:
+        The folders and files.
+
+    Raises:
+        ConfigError, CheckpointError: What cannot be written, before anything is.
+    """
+    if "gguf" in formats:
+        problems = list(package_problems("format", "gguf", "gguf", "gguf"))
+        if problems:
+            raise ConfigError(problems)
+    folder = _folder(run, to)
+    check_own_folder(folder)
+    policy, chat = load_policy(config, run)
+    native = _native_dialect(config, run, policy) if "native" in formats else None
+    own = run is not None and folder == run / EXPORT
+    number = None if dtype == "auto" else getattr(torch, dtype)
+    half = number or torch.float16
+    written: list[Path] = []
+    if "hf" in formats:
+        there = own and number is None and (folder / "config.json").is_file()
+        if not there:
+            dialect, ends = policy.dialect, chat.end_ids
+            save_hf(policy.model, chat.tokenizer, folder, number, dialect=dialect, end_ids=ends)
+        written.append(_told(folder, "Hugging Face folder", there))
+    if native is not None:
+        path = folder / native_name(native)
+        there = own and number is None and path.is_file()
+        if not there:
+            save_native(policy.model, native, path, half)
+        written.append(_told(path, "MiniMind's own file", there))
+    if "gguf" in formats:
+        written.append(_write_gguf(policy, chat, folder, half, _name(config, run)))
+    return written
+
+
+def _folder(run: Path | None, to: str | None) -> Path:
+    if to is not None:
+        return Path(to).expanduser()
+    if run is None:
+        why = "is missing: it names the folder to write model.path to"
+        raise ConfigError([Problem("to", why, "For example: to=exported")])
+    return run / EXPORT
+
+
+def _native_dialect(config: Config, run: Path | None, policy: LoadedModel) -> Dialect:
+    """What writing MiniMind's own file needs: of a run, that of the file it began from.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    dialect = policy.dialect
+    if dialect.generation is None and run is not None:
+        begun = load_model(config.model.path, False, config.model.config, device="meta")
+        dialect = begun.dialect
+    if dialect.generation is None:
+        raise CheckpointError(
+            f"format=native: {config.model.path} is no file of MiniMind's own, and so there is no "
+            "form of its own to go back to. Use format=hf or gguf"
+        )
+    return dialect
+
+
+def _write_gguf(
+    policy: LoadedModel, chat: Chat, folder: Path, dtype: torch.dtype, name: str
+) -> Path:
+    short = {torch.float32: "f32", torch.float16: "f16", torch.bfloat16: "bf16"}[dtype]
+    path = folder / f"{name}-{short}.gguf"
+    save_gguf(policy.model, chat.tokenizer, path, dtype=dtype, end_ids=chat.end_ids, name=name)
+    _told(path, "GGUF for llama.cpp, read back with equal tensors", there=False)
+
+    def render(turns: list[dict[str, str]]) -> str:
+        try:
+            return chat.decode(chat.encode_prompt(turns), special=True)
+        except RenderError as error:
+            raise ValueError(str(error)) from error
+
+    positions: Any = getattr(policy.model.config, "max_position_embeddings", _CONTEXT)
+    text = modelfile(
+        path.name,
+        render if chat.has_template else None,
+        [chat.decode([end], special=True) for end in chat.end_ids],
+        min(_CONTEXT, positions),
+    )
+    write_text(folder / "Modelfile", text)
+    if "TEMPLATE" not in text:
+        log.warning(
+            "Modelfile: the chat template cannot be said in ollama's form; write its TEMPLATE "
+            "yourself (https://docs.ollama.com/modelfile)"
+        )
+    log.info(f"  ollama create {name.lower()} -f {folder / 'Modelfile'}")
+    log.info(f"  ollama run {name.lower()}")
+    return path
+
+
+def _name(config: Config, run: Path | None) -> str:
+    """Of the model, good for a file and for ollama."""
+    name = config.name if run is not None else Path(config.model.path).stem
+    return re.sub(r"[^\w.-]", "-", name, flags=re.ASCII).strip("-.") or "model"
+
+
+def _told(path: Path, what: str, there: bool) -> Path:
+    log.info(f"{path}: {what}{', there already' if there else ''}")
+    return path

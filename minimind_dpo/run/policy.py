@@ -1,0 +1,56 @@
+"""The policy of a finished run, or another model, with the chat that its prompts are written by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from minimind_dpo.config.schema import Config
+from minimind_dpo.data.tokenize.chat import Chat
+from minimind_dpo.kernels.cpu_matmul import use_chosen_library
+from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.locate import EXPORT
+from minimind_dpo.models.tokenizers import need_tokenizer
+
+
+def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
+    """Load what a run has exported, or `model.path`.
+
+    Args:
+        config: Of the run, or with `model.path`.
+        run: The run's folder; None for none.
+
+    Raises:
+        CheckpointError: It cannot be loaded, or the run has exported nothing.
+        ConfigError: Its chat template cannot be used.
+    """
+    model, chat = config.model, config.data.chat()
+    whole = run is not None and (run / EXPORT / "config.json").is_file()
+    if whole:
+        # The template that the run trained with is exported, its file may be gone.
+        chat["chat_template"] = "none" if chat["chat_template"] == "none" else "auto"
+        tokenizer = need_tokenizer(str(run), None, model.trust_remote_code)
+    else:
+        tokenizer = need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
+    made = Chat(tokenizer, **chat)
+    policy = load_model(
+        model.path if run is None else str(run),
+        made.tokenizer,
+        {} if whole else model.config,
+        getattr(torch, model.dtype),
+        trust_remote_code=model.trust_remote_code,
+        key="model.path" if run is None else "run",
+        adapters=model.adapters if run is None else None,
+    )
+    use_chosen_library(policy.model)
+    return policy, made
+
+
+def device_of(config: Config) -> torch.device:
+    """Where a command runs its models: as training chooses, on one device."""
+    kind = config.trainer.accelerator
+    if kind in ("auto", "gpu", "cuda") and torch.cuda.is_available():
+        return torch.device("cuda")
+    mps = kind in ("auto", "gpu", "mps") and torch.backends.mps.is_available()
+    return torch.device("mps" if mps else "cpu")
