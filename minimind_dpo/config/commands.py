@@ -6,6 +6,7 @@ other keys are the configuration's, composed as for training, over a run's own w
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -22,7 +23,7 @@ from minimind_dpo.config.compose import compose, to_yaml
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.config.source import CONF_DIR, Source, run_folder_of
 from minimind_dpo.data.read.problems import DataError
-from minimind_dpo.exit_codes import DONE, INTERRUPTED, WRONG_INPUT
+from minimind_dpo.exit_codes import DONE, INTERRUPTED, NOT_READ, WRONG_INPUT
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.limits import limit_problems
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
@@ -131,6 +132,10 @@ def end(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     except _WRONG_INPUT as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
+    except BrokenPipeError:
+        # What is left of the output must not be written when Python ends either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(NOT_READ)
     except OSError as error:
         sentence = os_errors.explain(error)
         if sentence is None:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
 
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation.answers import Answer
@@ -111,6 +112,7 @@ def sample_completions(
     seed_each_batch: bool = True,
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda count: None,
+    streamer: BaseStreamer | None = None,
 ) -> list[list[int]]:
     """One completion to each prompt, as token ids.
 
@@ -128,6 +130,7 @@ def sample_completions(
         seed_each_batch: By the seed and its first prompt's number; else the draws go on.
         batch_size: Prompts at once.
         advance: Called with the number of prompts that are answered, batch by batch.
+        streamer: Gets each token of the one completion as it is drawn, after the prompt.
 
     Returns:
         Ids of each completion; the last one is an end token unless the completion was cut.
@@ -159,7 +162,7 @@ def sample_completions(
             if seed_each_batch or not start:
                 torch.manual_seed(seed + start)
             batch = [prompt[-longest:] for prompt in prompts[start : start + batch_size]]
-            completions += _one_batch(model, batch, settings)
+            completions += _one_batch(model, batch, settings, streamer)
             advance(len(completions) - start)
     return completions
 
@@ -211,7 +214,10 @@ def _check_ids(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None
 
 
 def _one_batch(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    settings: GenerationConfig,
+    streamer: BaseStreamer | None,
 ) -> list[list[int]]:
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
@@ -223,6 +229,7 @@ def _one_batch(
         input_ids=ids.to(model.device),
         attention_mask=mask.to(model.device),
         generation_config=settings,
+        streamer=streamer,
     )
     return [_until_end(row, settings) for row in output[:, width:].tolist()]
 

@@ -57,6 +57,7 @@ def reference_of(config: Config, policy: PreTrainedModel) -> Lend:
                 getattr(torch, reference.dtype or config.model.dtype),
                 trust_remote_code=config.model.trust_remote_code,
                 key="model.path" if reference.path is None else "reference.path",
+                adapters=config.model.adapters if reference.path is None else None,
             ).model
             use_chosen_library(model)
             torch.nn.Module.to(model, policy.device)

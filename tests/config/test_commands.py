@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from minimind_dpo.chat import ChatKeys
 from minimind_dpo.config.commands import read_command, run_folder
 from minimind_dpo.config.compose import compose, to_yaml
 from minimind_dpo.config.schema import Config
@@ -17,7 +18,7 @@ from minimind_dpo.config.source import CONF_DIR
 from minimind_dpo.export import ExportKeys
 from minimind_dpo.options.problem import ConfigError
 
-COMMANDS = {"export": ExportKeys}
+COMMANDS = {"chat": ChatKeys, "export": ExportKeys}
 
 
 def keys(*arguments: str) -> Any:
