@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,17 @@ def _one_thread() -> None:
 def _own_library(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that chooses what multiplies matrices chooses for itself alone."""
     monkeypatch.setattr("minimind_dpo.kernels.cpu_matmul._chosen", "torch")
+
+
+@pytest.fixture(autouse=True)
+def _own_messages() -> Iterator[None]:
+    """A test that runs a command in this process leaves the next one's messages alone."""
+    loggers = [logging.getLogger(name) for name in ("", "minimind_dpo", "lightning.pytorch")]
+    before = [(each, list(each.handlers), each.level) for each in loggers]
+    yield
+    for each, handlers, level in before:
+        each.handlers[:] = [handler for handler in each.handlers if handler in handlers]
+        each.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -10,32 +10,26 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
-from rich.console import Console
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.evaluate import Evaluation
-from minimind_dpo.evaluation.table import table
 from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.evaluation import build_evaluation, lending
-from minimind_dpo.run.folder import write_json
+from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict, write_lines
 from minimind_dpo.training.shown_progress import progress
 from minimind_dpo.training.signals import GivenUpError, StopRequest
 
 log = logging.getLogger(__name__)
-console = Console()
 
-VERDICT: Final = "verdict.json"
-ANSWERS: Final = "answers.jsonl"
 FRONTIER: Final = "frontier.jsonl"
 
 
@@ -123,15 +117,14 @@ class RunVerdict(Callback):
             return None
 
     def _conclude(self, evaluation: Evaluation, step: int) -> dict[str, Any]:
-        policy = lending(self.policy.model)
-        judge = self.config.judge.name
-        by = "" if judge == "none" else f" by judge {judge}"
-        log.info(
-            f"Verdict on {len(evaluation.task.prompts)} held-out prompts{by}: at most about "
-            f"{_duration(evaluation.seconds_ahead(policy))} (evaluate=none leaves it out)"
+        verdict = make_verdict(
+            evaluation,
+            lending(self.policy.model),
+            self.config.judge.name,
+            " (evaluate=none leaves it out)",
         )
-        verdict = evaluation(policy)
         self._add_point(step, verdict)
+<<<<<<< HEAD
         _write_lines(self.folder / ANSWERS, (case.to_json() for case in verdict.cases))
         self.advice = verdict.advice
         content = {"step": step, **verdict.to_json()}
@@ -141,6 +134,9 @@ class RunVerdict(Callback):
         for alarm in verdict.alarms:
             log.warning(alarm)
         return content
+=======
+        return keep_verdict(verdict, self.folder, {"step": step})
+>>>>>>> edc3298 (Judge runs again and compare them prompt by prompt, by the function that ends a run)
 
     def _add_point(self, step: int, verdict: Verdict) -> dict[str, Any]:
         """Write a point of the frontier in place of later ones, which an earlier launch left."""
@@ -148,7 +144,7 @@ class RunVerdict(Callback):
         before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         earlier = [point for point in map(json.loads, before) if point["step"] < step]
         point = {"step": step, **verdict.numbers()}
-        _write_lines(path, [*earlier, point])
+        write_lines(path, [*earlier, point])
         return point
 
     @contextmanager
@@ -162,13 +158,3 @@ class RunVerdict(Callback):
                 advance(count)
 
             yield advance_or_stop
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

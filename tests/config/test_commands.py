@@ -15,10 +15,11 @@ from minimind_dpo.config.commands import read_command, run_folder
 from minimind_dpo.config.compose import compose, to_yaml
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.source import CONF_DIR
+from minimind_dpo.evaluate import EvaluateKeys
 from minimind_dpo.export import ExportKeys
 from minimind_dpo.options.problem import ConfigError
 
-COMMANDS = {"chat": ChatKeys, "export": ExportKeys}
+COMMANDS = {"chat": ChatKeys, "evaluate": EvaluateKeys, "export": ExportKeys}
 
 
 def keys(*arguments: str) -> Any:
