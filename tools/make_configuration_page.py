@@ -96,10 +96,6 @@ def page() -> str:
         parts += ["", f"## {group}", ""]
         parts += [f"Choices: {names}.", ""] if names else []
         parts += table(f"{group}.", main)
-    for file in sorted((CONF_DIR / "commands").glob("*.yaml")):
-        parts += ["", f"## python -m minimind_dpo.{file.stem}", "", "| Key | Default | Meaning |"]
-        parts += ["|---|---|---|"]
-        parts += [f"| `{name}` | `{value}` | {text} |" for name, value, text in keys_in(file)]
     return "\n".join(parts) + "\n"
 
 
