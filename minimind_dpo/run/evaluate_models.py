@@ -20,7 +20,7 @@ from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.build import build_datamodule
 from minimind_dpo.run.evaluation import build_evaluation, lending
 from minimind_dpo.run.folder import write_json
-from minimind_dpo.run.policy import device_of, load_policy
+from minimind_dpo.run.policy import device_of, load_policy, with_exported_template
 from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict
 from minimind_dpo.training.shown_progress import progress
 
@@ -46,9 +46,13 @@ def evaluate_models(
         ConfigError, CheckpointError, DataError: What is wrong, before anything is judged.
     """
     folder = _folder(config, to)
+    if runs:
+        config = with_exported_template(config, runs[0])
     first, chat = load_policy(config, runs[0] if runs else None)
     torch.nn.Module.to(first.model, device_of(config))
-    evaluation = _evaluation(config, first, chat, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # What people are to vote on lies with the run: that is what they name when they have voted.
+    evaluation = _evaluation(config, first, chat, runs[0] if runs else folder)
     for run, other in zip(runs[1:], others, strict=True):
         _check_ground(config, other, run)
     names = _names(runs) if runs else [Path(config.model.path).name]
@@ -64,6 +68,8 @@ def evaluate_models(
         keep_verdict(verdict, folder if len(names) == 1 else folder / name, facts)
     if len(names) > 1:
         _compare(names, verdicts, folder)
+    for advice in dict.fromkeys(each for verdict in verdicts for each in verdict.advice):
+        log.info(advice)
     log.info(f"Written: {folder}")
     return verdicts
 
@@ -74,7 +80,7 @@ def _evaluation(config: Config, policy: LoadedModel, chat: Chat, folder: Path) -
     data.setup("fit")
     assert data.train_store is not None
     stores = (data.train_store, data.val_store or data.train_store)
-    evaluation = build_evaluation(config, policy, data, stores, progress)
+    evaluation = build_evaluation(config, policy, data, stores, progress, folder)
     if evaluation is None:
         why = "and data.val_fraction hold out no prompt to ask"
         raise ConfigError([Problem("data.val", why, "Give data.val=FILE.", config.data.val)])
@@ -87,7 +93,7 @@ def _further(config: Config, other: Config, run: Path, chat: Chat) -> LoadedMode
     Raises:
         ConfigError: Its tokenizer is another one.
     """
-    policy, own_chat = load_policy(other, run)
+    policy, own_chat = load_policy(with_exported_template(other, run), run)
     if own_chat.tokenizer.get_vocab() != chat.tokenizer.get_vocab():
         why = "has another tokenizer than the first run, so their answers share no tokens"
         raise ConfigError([Problem("against", why, "Judge each by itself: run=RUN.", str(run))])

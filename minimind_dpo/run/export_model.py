@@ -22,7 +22,7 @@ from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.locate import EXPORT
 from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.options.problem import ConfigError, Problem, package_problems
-from minimind_dpo.run.policy import load_policy
+from minimind_dpo.run.policy import load_policy, with_exported_template
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,8 @@ def export_model(
             raise ConfigError(problems)
     folder = _folder(run, to)
     check_own_folder(folder)
+    if run is not None:
+        config = with_exported_template(config, run)
     policy, chat = load_policy(config, run)
     native = _native_dialect(config, run, policy) if "native" in formats else None
     own = run is not None and folder == run / EXPORT

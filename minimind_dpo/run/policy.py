@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,26 +15,41 @@ from minimind_dpo.models.locate import EXPORT
 from minimind_dpo.models.tokenizers import need_tokenizer
 
 
+def with_exported_template(config: Config, run: Path) -> Config:
+    """The configuration of a run whose export has the chat template that it trained with.
+
+    Args:
+        config: Of the run; left as it is. The file of its template may be gone.
+        run: Its folder.
+    """
+    if config.data.chat_template == "none" or not _is_whole(run):
+        return config
+    return replace(config, data=replace(config.data, chat_template="auto"))
+
+
+def _is_whole(run: Path) -> bool:
+    """Whether a run has exported a Hugging Face folder, which has its tokenizer."""
+    return (run / EXPORT / "config.json").is_file()
+
+
 def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
     """Load what a run has exported, or `model.path`.
 
     Args:
-        config: Of the run, or with `model.path`.
+        config: Of the run, as `with_exported_template` gives it, or with `model.path`.
         run: The run's folder; None for none.
 
     Raises:
         CheckpointError: It cannot be loaded, or the run has exported nothing.
         ConfigError: Its chat template cannot be used.
     """
-    model, chat = config.model, config.data.chat()
-    whole = run is not None and (run / EXPORT / "config.json").is_file()
+    model = config.model
+    whole = run is not None and _is_whole(run)
     if whole:
-        # The template that the run trained with is exported, its file may be gone.
-        chat["chat_template"] = "none" if chat["chat_template"] == "none" else "auto"
         tokenizer = need_tokenizer(str(run), None, model.trust_remote_code)
     else:
         tokenizer = need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
-    made = Chat(tokenizer, **chat)
+    made = Chat(tokenizer, config.data)
     policy = load_model(
         model.path if run is None else str(run),
         made.tokenizer,

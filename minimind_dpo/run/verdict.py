@@ -124,19 +124,8 @@ class RunVerdict(Callback):
             " (evaluate=none leaves it out)",
         )
         self._add_point(step, verdict)
-<<<<<<< HEAD
-        _write_lines(self.folder / ANSWERS, (case.to_json() for case in verdict.cases))
         self.advice = verdict.advice
-        content = {"step": step, **verdict.to_json()}
-        write_json(content, self.folder / VERDICT)
-        console.print(table(verdict))
-        log.info(verdict.sentence)
-        for alarm in verdict.alarms:
-            log.warning(alarm)
-        return content
-=======
         return keep_verdict(verdict, self.folder, {"step": step})
->>>>>>> edc3298 (Judge runs again and compare them prompt by prompt, by the function that ends a run)
 
     def _add_point(self, step: int, verdict: Verdict) -> dict[str, Any]:
         """Write a point of the frontier in place of later ones, which an earlier launch left."""

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from minimind_dpo import chat
+from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo import MODEL, TOKENIZER
 from minimind_dpo.evaluation.conversation import AnswerStream, Conversation, Sampling
@@ -211,7 +212,7 @@ def test_a_base_model_continues_each_text_by_itself(
 ) -> None:
     loaded, _ = demo
     assert loaded.tokenizer is not None
-    plain = Chat(loaded.tokenizer, chat_template="none")
+    plain = Chat(loaded.tokenizer, DataOptions(chat_template="none"))
     out, _ = said(
         "你好\n你好\n",
         *ON_MODEL,
