@@ -1,4 +1,4 @@
-"""Several policies judged on the same prompts against the same reference: are they different?"""
+"""Several policies judged on the same prompts against the same reference, and compared in pairs."""
 
 from __future__ import annotations
 
