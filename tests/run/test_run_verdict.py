@@ -18,6 +18,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.evaluation import evaluate
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.models.lora import add_adapters, has_adapters
+from minimind_dpo.models.options import LoraOptions
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
 from minimind_dpo.run.evaluation import lending, read_text, reference_of
@@ -50,7 +51,7 @@ def start(verdict: RunVerdict) -> None:
 def test_the_reference_of_adapters_is_the_policy_without_them() -> None:
     policy = tiny_model(layout="padded")
     start_logits = logits(policy)
-    add_adapters(policy, r=2, alpha=4.0)
+    add_adapters(policy, LoraOptions(r=2, alpha=4.0))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
