@@ -24,11 +24,12 @@ from minimind_dpo.data.batches.loader import LaidOutPairs, PlannedLoader
 from minimind_dpo.data.batches.split import split_indices
 from minimind_dpo.data.batches.step_plan import StepSampler, StepShape, carry_over
 from minimind_dpo.data.options import DataOptions
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.options.problem import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,7 +8,8 @@ from typing import Literal
 import lightning as L
 
 from minimind_dpo.data.batches.step_plan import StepSampler
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.options.problem import Problem
 
 
 @dataclass(frozen=True, slots=True)

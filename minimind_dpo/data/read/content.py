@@ -103,7 +103,7 @@ def encoding_problem(file: DataFile) -> str:
     source, target = map(shlex.quote, (path.name, f"{path.stem}.utf8{path.suffix}"))
     how = f"iconv -f GB18030 -t UTF-8 {source} > {target}"
     unpack = "unpack it and " if file.compression else ""
-    return f"looks like GBK; {unpack}convert it to UTF-8, for example: {how}"
+    return f"looks like GBK; {unpack}convert it to UTF-8 ({how})"
 
 
 def _decodes(data: bytes, encoding: str) -> bool:

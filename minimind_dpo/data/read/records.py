@@ -17,10 +17,11 @@ from typing import Any
 
 from minimind_dpo.data.read.content import Record, encoding_problem, read_chunks, split_lines
 from minimind_dpo.data.read.formats import KNOWN
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.read.sources import HUBS, DataFile
 from minimind_dpo.data.read.tables import read_parquet, read_table
 from minimind_dpo.disk import sha256
+from minimind_dpo.options.problem import Problem
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
