@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -59,6 +61,16 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A question that offers the nearest choice; empty where none is near."""
     near = nearest(word, choices)
     return f"Did you mean {near}?" if near else ""
+
+
+def missing_file(key: str, value: Any, path: str | Path) -> Problem:
+    """There is no such file; the nearest name in its folder is offered."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return Problem(key, f"does not exist, nor does its folder {folder}", value=value)
+    near = nearest(os.path.basename(path), os.listdir(folder))
+    fix = f"Did you mean {os.path.normpath(os.path.join(folder, near))}?" if near else ""
+    return Problem(key, "does not exist", fix, value)
 
 
 def package_problems(key: str, value: Any, package: str, extra: str) -> Iterator[Problem]:

@@ -100,7 +100,7 @@ def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> No
         ("data.max_prompt_length=1024", "data.max_prompt_length", "below data.max_length=1024"),
         ("data.val_fraction=1.0", "data.val_fraction", "must be at least 0 and below 1"),
         ("data.train=5", "data.train", "must be a file, a glob"),
-        ("data.train=dop.jsonl", "data.train", "near it: dpo.jsonl"),
+        ("data.train=dop.jsonl", "data.train", "Did you mean dpo.jsonl?"),
         ("data.train=*.txt", "data.train", "matches no file"),
         ("data.val=dpo.jsonl", "data.val", "is in data.train as well"),
         ("data.pad_to_max_length=true", "data.pad_to_max_length", "Set data.layout=padded"),

@@ -151,7 +151,7 @@ def test_all_file_problems_are_told_at_once(tmp_path, write) -> None:
     assert text.startswith("6 problems in the preference data:")
     for message in (
         "is given twice",
-        "dpp.jsonl: does not exist; near it: dpo.jsonl",
+        "/dpp.jsonl: does not exist. Did you mean",
         "*.csv: matches no file",
         "is a folder; name its files",
         "empty.jsonl: is empty",
