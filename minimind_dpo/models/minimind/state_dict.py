@@ -151,7 +151,6 @@ def check_whole(
     generation: Generation,
     moe: bool,
     fields: Mapping[str, Any],
-    where: str,
 ) -> None:
     """Refuse a native file that does not hold exactly one model of its dialect.
 
@@ -160,7 +159,6 @@ def check_whole(
         generation: As recognised.
         moe: As recognised.
         fields: As resolved.
-        where: The file, for messages.
 
     Raises:
         CheckpointError: Keys are missing or left over.
@@ -172,7 +170,7 @@ def check_whole(
     missing = expected - state.keys()
     if missing or extra:
         raise CheckpointError(
-            f"{where}: read as {generation.name}, but "
+            f"read as {generation.name}, but "
             + " and ".join(
                 f"{len(keys)} key(s) are {what}: {', '.join(key[:100] for key in sorted(keys)[:5])}"
                 for keys, what in ((missing, "missing"), (extra, "left over"))
@@ -188,7 +186,7 @@ def is_tied(generation: Generation, fields: Mapping[str, Any]) -> bool:
 
 
 def resolve_tie(
-    generation: Generation, fields: dict[str, Any], state: Mapping[str, Tensor], where: str
+    generation: Generation, fields: dict[str, Any], state: Mapping[str, Tensor]
 ) -> None:
     """Fill in whether embedding and head are one tensor: v3 can have a head of its own.
 
@@ -203,11 +201,11 @@ def resolve_tie(
     tied = fields.setdefault(TIE, alike or generation.name != "v3")
     if tied and not alike:
         raise CheckpointError(
-            f"{where}: {names.head} and {names.embedding} differ, but {generation.name} ties them: "
+            f"{names.head} and {names.embedding} differ, but {generation.name} ties them: "
             "they are one tensor. The file is not of this generation"
         )
     if not tied and head is None:
-        raise CheckpointError(f"{where}: {TIE}=false, but {names.head} is missing")
+        raise CheckpointError(f"{TIE}=false, but {names.head} is missing")
 
 
 def to_transformers(
@@ -215,7 +213,6 @@ def to_transformers(
     generation: Generation,
     moe: bool,
     fields: Mapping[str, Any],
-    where: str,
 ) -> dict[str, Tensor]:
     """State dict of the transformers model from that of a native file.
 
@@ -224,7 +221,6 @@ def to_transformers(
         generation: As recognised.
         moe: As recognised.
         fields: As resolved.
-        where: The file, for messages.
 
     Raises:
         CheckpointError: Parts do not fit each other.
@@ -235,7 +231,7 @@ def to_transformers(
             result[rule.target] = rule.join([state[source] for source in rule.sources])
         except RuntimeError as error:
             shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in rule.sources[:4])
-            raise CheckpointError(f"{where}: tensors do not fit together: {shapes}") from error
+            raise CheckpointError(f"tensors do not fit together: {shapes}") from error
     return result
 
 
