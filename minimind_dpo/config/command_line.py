@@ -96,13 +96,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     version: Any = parser._option_string_actions["--version"]
     version.version = f"minimind_dpo {__version__}"
     parser.add_argument("--config")
-    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    flags = [name for name in parser._option_string_actions if name.startswith("--")]
 
     def refuse(message: str) -> NoReturn:
         flag = re.search(r"unrecognized arguments: (-\S+)", message)
         if flag is None:
             raise ConfigError([Problem("command line", message, "All flags: --hydra-help.")])
-        raise ConfigError([_unknown_flag(flag.group(1), arguments, known)])
+        raise ConfigError([_unknown_flag(flag.group(1), arguments, flags)])
 
     parser.error = refuse  # type: ignore[method-assign]
     return parser
@@ -204,8 +204,8 @@ def completed(line: CommandLine) -> CommandLine:
     Raises:
         ConfigError: It resumes a state that no run's `config.yaml` belongs to.
     """
-    named = any(_NAMED.match(override) for override in line.overrides)
-    if named or line.source != SHIPPED or line.shows in ("help", "hydra_help"):
+    names_data = any(_NAMED.match(override) for override in line.overrides)
+    if names_data or line.source != SHIPPED or line.shows in ("help", "hydra_help"):
         return line
     run = None if line.multirun else _resumed_run(line.overrides)
     if run is not None:

@@ -28,9 +28,9 @@ class Problem:
     value: Any = ...
 
     def __str__(self) -> str:
-        given = "" if self.value is ... else f"={shown(self.value)}"
+        value = "" if self.value is ... else f"={shown(self.value)}"
         # What comes from below this layer names its key itself.
-        place = "" if self.why.startswith(self.key) else f"{self.key}{given}: "
+        place = "" if self.why.startswith(self.key) else f"{self.key}{value}: "
         return f"{place}{self.why}." + (f" {self.fix}" if self.fix else "")
 
 

@@ -100,11 +100,11 @@ def _parse_lines(lines: Iterable[bytes], counted: bool) -> Iterator[Record]:
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(items)
     if len(mapping) != len(items):
-        met: set[str] = set()
+        earlier: set[str] = set()
         for key, _ in items:
-            if key in met:
+            if key in earlier:
                 raise ValueError(f"key {key!r:.60} appears twice in one object")
-            met.add(key)
+            earlier.add(key)
     return mapping
 
 

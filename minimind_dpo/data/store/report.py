@@ -139,5 +139,5 @@ def _file(summary: FileSummary) -> dict[str, Any]:
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     """Quantiles that are lengths of real pairs (the nearest rank below), and the mean."""
     points = np.quantile(values, list(QUANTILES.values()), method="lower")
-    named = {name: int(point) for name, point in zip(QUANTILES, points, strict=True)}
-    return {**named, "mean": round(float(values.mean()), 1)}
+    lengths = {name: int(point) for name, point in zip(QUANTILES, points, strict=True)}
+    return {**lengths, "mean": round(float(values.mean()), 1)}

@@ -144,11 +144,11 @@ def _architecture(
 
 
 def _load_strictly(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
-    own = model.state_dict()
+    state = model.state_dict()
     wrong = [
-        f"{key} {tuple(tensor.shape)} where {tuple(own[key].shape)} is expected"
+        f"{key} {tuple(tensor.shape)} where {tuple(state[key].shape)} is expected"
         for key, tensor in weights.items()
-        if key in own and own[key].shape != tensor.shape
+        if key in state and state[key].shape != tensor.shape
     ]
     if wrong:
         raise CheckpointError(

@@ -120,8 +120,8 @@ def fields_of_config(config: Mapping[str, Any], generation: Generation) -> dict[
 
 def fields_without_use(config: Mapping[str, Any], generation: Generation) -> list[str]:
     """Fields of `config.json` that are neither of this generation's nor of every model's."""
-    used = {*_ONE_VALUE, *_WITHOUT_EFFECT, *_OF_TRANSFORMERS, *_known(generation)}
-    return sorted(set(config) - used - set(PreTrainedConfig().to_dict()))
+    with_use = {*_ONE_VALUE, *_WITHOUT_EFFECT, *_OF_TRANSFORMERS, *_known(generation)}
+    return sorted(set(config) - with_use - set(PreTrainedConfig().to_dict()))
 
 
 def _known(generation: Generation) -> set[str]:

@@ -111,11 +111,11 @@ def recognise(shapes: Mapping[str, torch.Size], name: str | None = None) -> tupl
     moe = any(".experts." in key for key in shapes)
     candidates = [each.name for each in GENERATIONS.values() if _is_of(each, shapes)]
     if not candidates:
-        seen = ", ".join(list(shapes)[:4])
-        known = "; ".join(f"{' and '.join(g.marks)} ({g.name})" for g in GENERATIONS.values())
+        first = ", ".join(list(shapes)[:4])
+        marks = "; ".join(f"{' and '.join(g.marks)} ({g.name})" for g in GENERATIONS.values())
         raise CheckpointError(
-            f"no MiniMind generation has these keys: {seen}, ... ({len(shapes)} in all). "
-            f"Known ones hold {known}. Give model.path a full model's native file, or a "
+            f"no MiniMind generation has these keys: {first}, ... ({len(shapes)} in all). "
+            f"Known ones hold {marks}. Give model.path a full model's native file, or a "
             "Hugging Face folder"
         )
     if name is not None:
@@ -134,10 +134,10 @@ def _is_of(generation: Generation, keys: Iterable[str]) -> bool:
     """Whether a state dict has the keys that tell a generation, and none that rule it out."""
     keys = list(keys)
 
-    def found(mark: str) -> bool:
+    def in_keys(mark: str) -> bool:
         return any(mark in key if mark.startswith(".") else key.startswith(mark) for key in keys)
 
-    return all(map(found, generation.marks)) and not any(map(found, generation.absent))
+    return all(map(in_keys, generation.marks)) and not any(map(in_keys, generation.absent))
 
 
 def _refuse_others(keys: Iterable[str]) -> None:
