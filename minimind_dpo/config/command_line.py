@@ -147,11 +147,7 @@ def _search(config_dir: str | None, overrides: Sequence[str]) -> list[str]:
 
 
 def _source(typed: argparse.Namespace) -> Source:
-    """The files that flags name.
-
-    Raises:
-        ConfigError: One is not there, or two are named.
-    """
+    """The files that flags name; refuses one that is not there, and two at once."""
     conf = SHIPPED.conf
     if typed.config_path is not None:
         conf = Path(typed.config_path).expanduser().absolute()
@@ -238,11 +234,7 @@ def _resumed_run(overrides: Sequence[str]) -> Path | None:
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
-
-    Raises:
-        ConfigError: One cannot be read.
-    """
+    """Overrides as Hydra reads them, or ConfigError."""
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except OverrideParseException as error:

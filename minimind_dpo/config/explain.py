@@ -116,13 +116,7 @@ def _no_such_file(group: str, option: str, listed: str, options: str) -> Problem
 
 
 def unknown_key(key: str, value: Any = ..., place: str = "") -> Problem:
-    """There is no such key; the nearest one is named.
-
-    Args:
-        key: As it was given.
-        value: What was given; an ellipsis where there is nothing to show.
-        place: Where it stands, if not on the command line.
-    """
+    """There is no such key (at `place`, if not on the command line); the nearest one is named."""
     if key.startswith("logger.options."):
         fix = f"If the logger's class has such a keyword: +{key}={shown(value)}"
     elif key in _ADVICE:

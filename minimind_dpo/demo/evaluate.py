@@ -166,10 +166,7 @@ def _kl_sum(
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
 ) -> float:
-    """Sum over answers of KL(policy || reference) in nats, in float64 on the host.
-
-    Prompts are padded on the left and answers on the right, (answers, columns), as they were drawn.
-    """
+    """Sum over answers of KL(policy || reference) in nats, in float64 on the host."""
     width, columns = (max(map(len, each)) for each in (prompts, answers))
     input_ids = torch.zeros(len(prompts), width + columns, dtype=torch.long)
     mask = torch.zeros_like(input_ids)

@@ -108,8 +108,8 @@ def save_and_merge_adapters(
         model: With adapters; a plain model again after it.
         tokenizer: Written beside the base.
         folder: The folder to write.
-        base: Path or hub name from which transformers loads the model without the adapters; where
-            there is none, the model is written into the folder too.
+        base: Path or hub name of the model without the adapters; where there is none, that model is
+            written into the folder too.
     """
     check_own_folder(folder)
     with workspace(folder) as space:
@@ -180,11 +180,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def take_adapters_out(model: PreTrainedModel) -> list[Any]:
-    """Make the model what it was before the adapters, in place.
-
-    Returns:
-        peft's layers, each around the model's own: `merge` adds the adapter into its weights.
-    """
+    """Make the model what it was, in place; returns peft's layers, whose `merge` adds them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: dict[str, Any] = {

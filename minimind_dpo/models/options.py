@@ -40,14 +40,7 @@ def _names_layers(value: Any) -> bool:
 
 @dataclass
 class LoraOptions:
-    """Low-rank adapters.
-
-    Attributes:
-        r: Rank; 0 trains every weight, without adapters.
-        alpha: The adapters' output is multiplied by alpha / r.
-        dropout: Probability, before the adapters.
-        target_modules: Names of the layers, or `all-linear` for every linear one but the head.
-    """
+    """Low-rank adapters; r = 0 trains every weight. `conf/model` says what each key means."""
 
     r: Annotated[int, NOT_NEGATIVE] = 0
     alpha: Annotated[float, POSITIVE] = 32.0

@@ -38,12 +38,7 @@ def supports_margins(options: LossOptions) -> bool:
 
 
 def padded_mean_warning(beta: float, padded_positions: int) -> str:
-    """What `padded_mean` does to beta, for the caller to log.
-
-    Args:
-        beta: `loss.beta`.
-        padded_positions: Label positions of a padded row, max_length - 1.
-    """
+    """What `padded_mean` over so many label positions of a row (max_length - 1) does to beta."""
     effective = beta / max(padded_positions, 1)
     gap = 50.0
     loss, plain = (math.log1p(math.exp(-b * gap)) for b in (effective, beta))

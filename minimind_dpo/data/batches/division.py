@@ -14,15 +14,7 @@ from minimind_dpo.options.problem import Problem
 
 @dataclass(frozen=True, slots=True)
 class Division:
-    """How a trainer divides the data: what is read of `lightning.Trainer`.
-
-    Attributes:
-        accumulate: Micro-batches of an optimizer step.
-        world_size: Ranks.
-        rank: This one.
-        limit_train: `limit_train_batches`: micro-batches of an epoch, a share, or None.
-        limit_val: The same of validation.
-    """
+    """How a trainer divides the data; what is read of `lightning.Trainer`, by shorter names."""
 
     accumulate: int = 1
     world_size: int = 1
@@ -44,11 +36,7 @@ class Division:
         )
 
     def limit(self, batches: int, phase: Literal["train", "val"]) -> int | None:
-        """The limit of a phase as a number of its micro-batches; None for all.
-
-        Raises:
-            DataError: It is a share of less than one micro-batch.
-        """
+        """The limit of a phase in micro-batches, None for all; refuses a share of less than one."""
         limit = self.limit_train if phase == "train" else self.limit_val
         if limit is None or (isinstance(limit, float) and limit == 1.0):
             return None

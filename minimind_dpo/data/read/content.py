@@ -39,13 +39,7 @@ class Record:
 
 
 def read_chunks(file: DataFile) -> Iterator[bytes]:
-    """The bytes of a file, unpacked.
-
-    Raises:
-        OSError: It cannot be read, or is damaged.
-        EOFError: It is cut off.
-        zlib.error: It is damaged.
-    """
+    """The bytes of a file, unpacked; an OSError, EOFError or zlib.error where it is damaged."""
     if file.compression == "zst":
         yield from _zstd_chunks(file.path)
         return

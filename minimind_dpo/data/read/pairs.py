@@ -155,13 +155,7 @@ def parse_record(
     columns: Mapping[str, str] | None = None,
     is_text: bool = False,
 ) -> ParsedRecord:
-    """Turn one object into a pair.
-
-    Args:
-        record: What was read.
-        source: Where.
-        columns: Columns under other names.
-        is_text: Every value is text, as in CSV.
+    """Turn one object into a pair; `columns` and `is_text` as `find_fields` takes them.
 
     Raises:
         RecordError: If it is no preference pair.

@@ -41,12 +41,7 @@ def content_digest(file: DataFile) -> str:
 
 
 def iterate_records(file: DataFile, columns: Iterable[str] = ()) -> Iterator[Record]:
-    """Read a file's records one by one. Problems come as records; none is raised.
-
-    Args:
-        file: The file.
-        columns: Columns that are read besides those of every format.
-    """
+    """Read a file's records one by one; problems come as records, and none is raised."""
     known = {*KNOWN, *columns}
     line = 0
     try:

@@ -57,12 +57,11 @@ def prepare_store(
     Args:
         files: A path, glob, hub data set or several; `sources` has the syntax.
         pair_tokenizer: The rules.
-        options: `cache_dir`, `columns`, `on_error` (skipped problems are counted, and written to
-            `TokenStore.unused`) and `tokenize_workers` are read.
+        options: Of them `cache_dir`, `columns`, `on_error` and `tokenize_workers` are read here.
         progress: Show a progress bar while tokenising.
 
     Raises:
-        ConfigError: An option that is none.
+        ConfigError: An option is out of its range.
         DataError: Files that cannot be used; problems, under `stop`; or no pair that is left.
     """
     check_limits(options, "data.")
@@ -172,12 +171,9 @@ class _Builder:
 def _in_threads(
     pair_tokenizer: PairTokenizer, pairs: Iterable[PreferencePair], workers: int
 ) -> Iterator[tuple[PreferencePair, Encoded | Dropped]]:
-    """Tokenise chunks in threads, in order.
-
-    Encoding, most of the work, leaves Python's lock. Threads beat both processes (whose start
-    costs more than the work of a usual file) and the tokenizer's own parallelism (which stands
-    still while Python renders the next chunk).
-    """
+    """Tokenise chunks, in order, in threads: encoding, most of the work, leaves Python's lock."""
+    # Processes cost more to start than a usual file takes; the tokenizer's own parallelism stands
+    # still while Python renders the next chunk.
     stream = iter(pairs)
     waiting: deque[tuple[list[PreferencePair], Future[list[Encoded | Dropped]]]] = deque()
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:

@@ -82,12 +82,7 @@ class ReportBuilder:
         self._seen.add(key.digest())
 
     def build(self, lengths: np.ndarray, limits: Mapping[str, Any]) -> dict[str, Any]:
-        """The report as plain values.
-
-        Args:
-            lengths: int (n, 3), tokens of prompt, chosen and rejected of the kept pairs.
-            limits: What the pairs were cut to.
-        """
+        """The report as plain values, of int (n, 3) lengths of the stored pairs, and the limits."""
         prompt, chosen, rejected = np.asarray(lengths, np.int64).T
         rows = 2 * prompt + chosen + rejected
         return {

@@ -196,14 +196,9 @@ def _why(error: Exception) -> str:
 
 
 def _limited(render: Callable[[], str]) -> str:
-    """What `render` returns, computed in a process that is killed where it exceeds a limit.
-
-    Within this process a power or a repetition of large numbers could not be interrupted. Only
-    Linux forks safely while threads run; elsewhere there is no limit.
-
-    Raises:
-        RenderError: It fails, or exceeds a limit.
-    """
+    """What `render` returns, computed in a process that is killed beyond a limit."""
+    # Within this process a power or a repetition of large numbers could not be interrupted. Only
+    # Linux forks safely while threads run; elsewhere there is no limit.
     if sys.platform != "linux":
         return render()
     context = multiprocessing.get_context("fork")

@@ -165,11 +165,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Score
 
 
 def _lacks_groups(query: Tensor, mask: Tensor | None) -> bool:
-    """Whether CUDA's fused kernels for this call take no grouped heads.
-
-    Flash attention does; the memory-efficient kernel, for masks and full precision, does not, and
-    torch would fall back to the mathematical path, which writes all scores.
-    """
+    """Whether CUDA's fused kernels for this call (masks, float32) take no grouped heads."""
     return query.is_cuda and (
         mask is not None or query.dtype not in (torch.float16, torch.bfloat16)
     )

@@ -58,11 +58,7 @@ class NativeSource:
 
 
 def read_native(path: Path) -> NativeSource:
-    """The tensors of a native file.
-
-    Raises:
-        CheckpointError: It is none, or is damaged.
-    """
+    """The tensors of a native file; CheckpointError where it is none, or is damaged."""
     return NativeSource(read_tensors(path), str(path))
 
 

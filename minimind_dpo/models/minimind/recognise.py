@@ -98,7 +98,7 @@ def common_prefix(keys: Iterable[str]) -> str:
 
 
 def recognise(shapes: Mapping[str, torch.Size], name: str | None = None) -> tuple[Generation, bool]:
-    """Generation of a state dict and whether it is a mixture of experts.
+    """Generation of a state dict, and whether it is a mixture of experts.
 
     Args:
         shapes: Shape of each tensor, by key without wrapper prefix.

@@ -152,17 +152,7 @@ def check_whole(
     moe: bool,
     fields: Mapping[str, Any],
 ) -> None:
-    """Refuse a native file that does not hold exactly one model of its dialect.
-
-    Args:
-        state: Native tensors by key without wrapper prefix; masks are left aside.
-        generation: As recognised.
-        moe: As recognised.
-        fields: As resolved.
-
-    Raises:
-        CheckpointError: Keys are missing or left over.
-    """
+    """Refuse a native file that does not hold exactly one model of its dialect."""
     expected = {source for rule in rules(generation, moe, fields) for source in rule.sources}
     extra = {key for key in state if not is_mask(key)} - expected
     if is_tied(generation, fields):
@@ -214,13 +204,7 @@ def to_transformers(
     moe: bool,
     fields: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """State dict of the transformers model from that of a native file.
-
-    Args:
-        state: Native tensors, found whole by `check_whole`; on any device, `meta` among them.
-        generation: As recognised.
-        moe: As recognised.
-        fields: As resolved.
+    """State dict of the transformers model from that of a native file, which is whole.
 
     Raises:
         CheckpointError: Parts do not fit each other.
