@@ -7,6 +7,7 @@ checked afterwards by `minimind_dpo.config.check`. Nothing here imports torch, s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Final
@@ -36,8 +37,9 @@ _NOT_COMPOSED: Final = (
 """What Hydra raises on a configuration that cannot be composed, on odd values as well."""
 
 
+@functools.cache
 def register_schemas() -> None:
-    """Tell Hydra the types of every key, and OmegaConf the `package` resolver. Repeatable.
+    """Tell Hydra the types of every key, and OmegaConf the `package` resolver.
 
     `${package:demo/assets}` is the absolute path of a file that ships inside this package.
     """
