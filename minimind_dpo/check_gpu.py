@@ -13,6 +13,8 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from minimind_dpo import launch
+
 if TYPE_CHECKING:
     import torch
 
@@ -27,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu to see the table")
     parser.add_argument("--generations", nargs="*", help="v1 v2a v2 v3 v_learn; all by default")
     given = parser.parse_args(arguments)
+    launch.let_memory_grow()
 
     import torch
     from rich.console import Console

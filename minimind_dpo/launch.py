@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ _OF_RANKS: Final = (
     "WORLD_SIZE",
 )
 _PREFIXES_OF_RANKS: Final = ("MASTER_", "MINIMIND_DPO_", "PL_", "SLURM_", "TORCHELASTIC_")
+_ALLOCATOR: Final = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""torch's variable for its allocators since 2.9, and the older name that it still reads."""
 _LOOKS: Final = 0.5
 """Seconds between two looks at a parent process."""
 STOP_SIGNALS: Final = tuple(
@@ -67,6 +70,16 @@ def check_environment() -> None:
     ]
     if wrong:
         raise ConfigError(wrong)
+
+
+def let_memory_grow() -> None:
+    """Let torch's CUDA allocator extend its blocks, unless the user has set it up.
+
+    The number of tokens changes with each batch, and blocks of fixed sizes leave gaps. To be called
+    before torch is imported; other devices do not read it, and Windows has no such memory.
+    """
+    if sys.platform == "linux" and not any(name in os.environ for name in _ALLOCATOR):
+        os.environ[_ALLOCATOR[0]] = "expandable_segments:True"
 
 
 def started_by_torchrun() -> bool:

@@ -31,6 +31,7 @@ def main() -> None:
 
 def _run(arguments: Sequence[str]) -> None:
     launch.check_environment()
+    launch.let_memory_grow()
     launch.end_with_sweep()
     line = completed(read_command_line(arguments))
     if line.note and not line.shows and launch.rank() == 0:

@@ -127,6 +127,24 @@ def test_a_job_ends_with_the_process_that_started_it() -> None:
     pytest.fail("the job is still there")
 
 
+def test_cuda_s_allocator_extends_its_blocks_unless_the_user_has_set_it_up(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+    environment.setattr(launch.sys, "platform", "linux")
+    for given in (None, *names):
+        for name in names:
+            environment.delenv(name, raising=False)
+        if given:
+            environment.setenv(given, "max_split_size_mb:64")
+        launch.let_memory_grow()
+        expected = (
+            {given: "max_split_size_mb:64"} if given else {names[0]: "expandable_segments:True"}
+        )
+        assert {name: os.environ[name] for name in names if name in os.environ} == expected
+    environment.delenv(names[1], raising=False)
+
+
 @pytest.mark.parametrize(
     ("devices", "count"), [("'0,2'", 2), ("'1,'", 1), ("2", 2), ("[0,1]", 2), ("1", 1), ("auto", 1)]
 )

@@ -48,6 +48,7 @@ class PreferenceDataModule(L.LightningDataModule):
 
     Attributes:
         tokenizer: Turns pairs into tokens; its rules are part of the cache's key.
+        batch_size: Pairs per device per micro-batch, on average over an optimizer step.
         train_store: Tokenised pairs that `train` names; val pairs are in it where they were split
             off.
         val_store: Tokenised pairs that validation reads, or None.
@@ -69,6 +70,7 @@ class PreferenceDataModule(L.LightningDataModule):
         super().__init__()
         self.tokenizer = PairTokenizer(tokenizer, options)
         self.options = options
+        self.batch_size = options.pairs
         self.seed = seed
         self.progress = progress
         self.collate = Collator(
@@ -226,6 +228,27 @@ class PreferenceDataModule(L.LightningDataModule):
         sampler.limit = division.limit(sampler.whole, "train")
         return sampler
 
+    def most_tokens(self, batch_size: int, division: Division) -> int:
+        """Tokens of the largest micro-batch of the first epoch, padding included.
+
+        Args:
+            batch_size: Pairs of a micro-batch, on average over a step.
+            division: How the trainer would divide the data.
+        """
+        assert self.train_store is not None
+        lengths, collate = self.train_store.lengths[self.train_rows], self.collate
+        if collate.layout == "padded":
+            widest = int((lengths[:, 0] + lengths[:, 1:].max(axis=1)).max()) - 1
+            return 2 * batch_size * (collate.max_length if collate.pad_to_max_length else widest)
+        sampler = StepSampler(
+            self.train_rows,
+            collate.tokens(lengths),
+            StepShape(batch_size, division.accumulate, division.world_size),
+            seed=self.seed,
+            shuffle=self.options.shuffle,
+        )
+        return sampler.largest()
+
     def val_sampler(self, division: Division | None = None) -> StepSampler:
         """The plan of validation on a rank; the last batches of some ranks may be empty.
 
@@ -249,7 +272,7 @@ class PreferenceDataModule(L.LightningDataModule):
         return StepSampler(
             rows,
             self.collate.tokens(store.lengths[rows]),
-            StepShape(self.options.batch_size, accumulate, division.world_size),
+            StepShape(self.batch_size, accumulate, division.world_size),
             chosen_lengths=store.lengths[rows, 1],
             rank=division.rank,
             **order,

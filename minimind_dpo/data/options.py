@@ -22,10 +22,19 @@ from minimind_dpo.options.limits import (
 )
 from minimind_dpo.options.problem import Problem
 
+PAIRS: Final = 8
+"""Of a micro-batch under `data.batch_size=auto`, unless a GPU has room for more or for fewer."""
 LAYOUTS: Final = ("prefix_shared", "packed", "padded")
 _TEMPLATE: Final = Form(
     is_word, "auto, none, the name of one of the tokenizer's templates, or a file that holds one"
 )
+
+
+def _is_batch_size(value: Any) -> bool:
+    return value == "auto" or (type(value) is int and value >= 1)
+
+
+_BATCH_SIZE: Final = Form(_is_batch_size, "a number of pairs (1 or more), or auto")
 
 
 @dataclass
@@ -57,7 +66,7 @@ class DataOptions:
     val_fraction: Annotated[float | None, SHARE] = None
     layout: Annotated[str, Choices(*LAYOUTS)] = "prefix_shared"
     pad_to_max_length: bool = False
-    batch_size: Annotated[int, COUNT] = 8
+    batch_size: Annotated[Any, _BATCH_SIZE] = "auto"
     max_length: Annotated[int, Range(2)] = 1024
     max_prompt_length: Annotated[int | None, COUNT] = None
     max_completion_length: Annotated[int | None, COUNT] = None
@@ -77,6 +86,11 @@ class DataOptions:
         if self.train != MISSING:
             self.train = as_list(self.train)
         self.val = as_list(self.val)
+
+    @property
+    def pairs(self) -> int:
+        """`batch_size` before any device is asked."""
+        return PAIRS if self.batch_size == "auto" else int(self.batch_size)
 
     @property
     def lengths(self) -> dict[str, int | None]:

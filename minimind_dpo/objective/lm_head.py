@@ -234,10 +234,15 @@ class _Sums:
         return entropy, self.squared.log() - 2 * self.total.log()
 
 
+def block_size(vocabulary: int, device: str) -> int:
+    """Words of a block of logits on a kind of device."""
+    count = math.ceil(vocabulary / BLOCK_SIZE.get(device, BLOCK_SIZE_ELSEWHERE))
+    return 64 * math.ceil(vocabulary / count / 64)
+
+
 def _blocks(vocabulary: int, device: str) -> list[slice]:
     """The vocabulary in blocks of one size, a multiple of 64 entries, but for the last."""
-    count = math.ceil(vocabulary / BLOCK_SIZE.get(device, BLOCK_SIZE_ELSEWHERE))
-    size = 64 * math.ceil(vocabulary / count / 64)
+    size = block_size(vocabulary, device)
     return [slice(start, min(start + size, vocabulary)) for start in range(0, vocabulary, size)]
 
 

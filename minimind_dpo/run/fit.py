@@ -21,6 +21,7 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.run.batch_size import spread_step
 from minimind_dpo.run.build import (
     build_callbacks,
     build_module,
@@ -148,6 +149,7 @@ def _fit(
     if config.guard.check_model and run.checkpoint is None:
         decided(lambda: check_models(config, policy, reference, data), config.guard.rank_timeout)
     module = build_module(config, policy, reference, data)
+    config, plan = spread_step(config, policy.model, data, run, plan, module.aux_coef)
     callbacks = build_callbacks(
         config, policy, chat, run.folder, extra, belongs=identity, stop=stop
     )

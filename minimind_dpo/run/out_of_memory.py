@@ -6,6 +6,7 @@ import torch
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.os_errors import causes
+from minimind_dpo.run.batch_size import pairs_at_a_time
 
 _CPU_WORDS = ("can't allocate memory", "not enough memory")
 
@@ -22,12 +23,14 @@ def is_out_of_memory(error: BaseException) -> bool:
 def memory_advice(config: Config) -> str:
     """Overrides that save memory and are not in use, most helpful first."""
     data, trainer = config.data, config.trainer
+    pairs = pairs_at_a_time(config)
+    smaller = max(1, pairs // 2)
+    accumulate = data.pairs * trainer.accumulate_grad_batches // smaller
     knobs: list[tuple[bool, str, str]] = [
         (data.layout == "padded", "data.layout=prefix_shared", "runs no padding, and prompts once"),
         (
-            data.batch_size > 1,
-            f"data.batch_size={max(1, data.batch_size // 2)} "
-            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches * 2}",
+            pairs > 1,
+            f"data.batch_size={smaller} trainer.accumulate_grad_batches={accumulate}",
             "the same optimizer steps from smaller batches",
         ),
         (

@@ -43,6 +43,7 @@ class RunPlan:
         steps_per_epoch: Optimizer steps, a cut one counted.
         steps: Of the whole run; None where only its time is bounded.
         log_every: Optimizer steps between points of the curves.
+        cut: Why a micro-batch has its size; empty where that was given.
     """
 
     batch_size: int
@@ -52,6 +53,7 @@ class RunPlan:
     steps_per_epoch: int
     steps: int | None
     log_every: int
+    cut: str = ""
 
     @classmethod
     def of(cls, config: Config, data: PreferenceDataModule) -> RunPlan:
@@ -78,7 +80,7 @@ class RunPlan:
         steps = min(bounds, default=None)
         short = steps is not None and steps < SHORT
         return cls(
-            config.data.batch_size,
+            data.batch_size,
             division,
             len(sampler.visited(1)),
             len(data.val_sampler(division).visited(1)) if len(data.val_rows) else 0,
@@ -136,7 +138,7 @@ def _facts(
     checkpoint = config.callbacks.checkpoint
     best = max(0, checkpoint.save_top_k) if plan.val_pairs else 0
     kept = (KEPT if checkpoint.save_last else 0) + best
-    return [
+    rows = [
         ("pairs", f"{plan.train_pairs:,} for training, {plan.val_pairs:,} for validation{split}"),
         (
             "a step",
@@ -150,6 +152,9 @@ def _facts(
         ("trained", f"{trained:,} of {total:,} parameters{adapters}"),
         ("a state", f"{state_bytes(policy) / 1e6:,.1f} MB on disk, up to {kept} at a time"),
     ]
+    if plan.cut:
+        rows.insert(2, ("a micro-batch", plan.cut))
+    return rows
 
 
 def _steps(plan: RunPlan, config: Config) -> str:

@@ -141,7 +141,7 @@ def test_experiment_smollm2_has_the_recipe_s_numbers() -> None:
     data, trainer, schedule = config.data, config.trainer, config.schedule
     assert (config.loss.type, config.loss.beta, config.optim.lr) == (("sigmoid",), 0.5, 1e-6)
     assert (schedule.name, schedule.warmup_ratio, schedule.min_lr_ratio) == ("cosine", 0.1, 0.0)
-    assert data.batch_size * trainer.accumulate_grad_batches == 2 * 8 * 8
+    assert data.pairs * trainer.accumulate_grad_batches == 2 * 8 * 8
     assert (data.max_length, data.max_prompt_length, trainer.max_epochs) == (1024, 512, 2)
     assert (config.optim.weight_decay, trainer.gradient_clip_val) == (0.0, 1.0)
 

@@ -96,7 +96,7 @@ def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> No
             "Give schedule.warmup_steps",
         ),
         ("schedule.name=cosin", "schedule.name", "Did you mean cosine?"),
-        ("data.batch_size=0", "data.batch_size", "must be at least 1"),
+        ("data.batch_size=0", "data.batch_size", "must be a number of pairs (1 or more), or auto"),
         ("data.max_length=1", "data.max_length", "must be at least 2"),
         ("data.max_prompt_length=1024", "data.max_prompt_length", "below data.max_length=1024"),
         ("data.val_fraction=1.0", "data.val_fraction", "must be at least 0 and below 1"),

@@ -109,7 +109,7 @@ def test_running_out_of_memory_names_the_knobs_most_helpful_first() -> None:
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("something else"))
     advice = memory_advice(compose(["experiment=hf", "model.path=x", "data.train=y.jsonl"]))
-    assert "data.batch_size=2 trainer.accumulate_grad_batches=16" in advice
+    assert "data.batch_size=4 trainer.accumulate_grad_batches=8" in advice
     assert "bf16-mixed" not in advice  # in use already
     assert advice.index("data.batch_size") < advice.index("model.lora.r=16")
 

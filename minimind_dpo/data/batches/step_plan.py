@@ -167,6 +167,12 @@ class StepSampler(Sampler[MicroBatch]):
             left -= an_epoch
         return np.array(sorted(rows), dtype=np.int64)
 
+    def largest(self) -> int:
+        """Most tokens of a micro-batch of the first epoch, on any rank."""
+        cost = dict(zip(self.rows.tolist(), self.tokens.tolist(), strict=True))
+        batches = (batch for rank in self.plan(0) for batch in rank)
+        return max((sum(cost[row] for row in batch.rows) for batch in batches), default=0)
+
     def _window(self, positions: np.ndarray, limit: int) -> list[list[MicroBatch]]:
         """Spread one window: [rank][micro-batch], at most `limit` micro-batches a rank."""
         ranks = self.shape.world_size
