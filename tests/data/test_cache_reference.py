@@ -46,6 +46,15 @@ def written(store: TokenStore, indices: list[int], key: str = "weights") -> Path
     return path
 
 
+def test_a_prompt_can_be_read_of_a_pair_that_the_reference_has_not_scored(store) -> None:
+    """As sampled answers do where `trainer.limit_val_batches` leaves pairs out."""
+    plain = [pair.prompt_ids.tolist() for pair in store]
+    scored = store.with_reference(ReferenceCache(store, "weights"))
+    with pytest.raises(LookupError):
+        scored[3]
+    assert [scored.prompt_ids(row).tolist() for row in range(6)] == plain
+
+
 def test_rows_come_back_at_once_and_after_reopening(store) -> None:
     cache = ReferenceCache(store, "weights")
     assert cache.missing(range(6)).tolist() == [0, 1, 2, 3, 4, 5]

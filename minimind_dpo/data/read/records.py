@@ -17,11 +17,10 @@ from typing import Any
 
 from minimind_dpo.data.read.content import Record, encoding_problem, read_chunks, split_lines
 from minimind_dpo.data.read.formats import KNOWN
-from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.data.read.problems import DataError, Problem
 from minimind_dpo.data.read.sources import HUBS, DataFile
 from minimind_dpo.data.read.tables import read_parquet, read_table
 from minimind_dpo.disk import sha256
-from minimind_dpo.options.problem import Problem
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -41,7 +40,12 @@ def content_digest(file: DataFile) -> str:
 
 
 def iterate_records(file: DataFile, columns: Iterable[str] = ()) -> Iterator[Record]:
-    """Read a file's records one by one; problems come as records, and none is raised."""
+    """Read a file's records one by one. Problems come as records; none is raised.
+
+    Args:
+        file: The file.
+        columns: Columns that are read besides those of every format.
+    """
     known = {*KNOWN, *columns}
     line = 0
     try:
@@ -95,11 +99,11 @@ def _parse_lines(lines: Iterable[bytes], counted: bool) -> Iterator[Record]:
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(items)
     if len(mapping) != len(items):
-        earlier: set[str] = set()
+        met: set[str] = set()
         for key, _ in items:
-            if key in earlier:
+            if key in met:
                 raise ValueError(f"key {key!r:.60} appears twice in one object")
-            earlier.add(key)
+            met.add(key)
     return mapping
 
 

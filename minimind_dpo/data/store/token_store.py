@@ -102,6 +102,11 @@ class TokenStore:
             reference_logps=None if self._reference is None else self._reference.get(row),
         )
 
+    def prompt_ids(self, index: int) -> np.ndarray:
+        """int32 (length,) tokens of a pair's prompt, whether the reference has scored it or not."""
+        start = self._starts[index]
+        return np.array(self._tokens[start : start + self.lengths[index, 0]], np.int32)
+
     def source(self, index: int) -> str:
         """Where a pair was read, `dpo.jsonl:17`."""
         return self._sources[index].tobytes().rstrip(b"\0").decode()
