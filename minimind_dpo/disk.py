@@ -7,6 +7,7 @@ check    SHA-256 of a file, the checksums inside a zip archive
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import functools
 import hashlib
@@ -26,6 +27,7 @@ from typing import IO, Any, Final, TypeVar
 from minimind_dpo.os_errors import explain, first_line, number_of, refused
 
 _T = TypeVar("_T")
+Rows = list[dict[str, str]]
 
 _SETTLED: Final = 2.0
 """Seconds after which a further change shows in a file's times, however coarse their clock is."""
@@ -91,6 +93,20 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
+
+
+def read_rows(path: Path) -> tuple[list[str], Rows]:
+    """Header and rows of a CSV file of curves; nothing where there is none.
+
+    A row that a crash cut short is left out.
+    """
+    if not path.is_file():
+        return [], []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        reader = csv.DictReader(file)
+        header = list(reader.fieldnames or [])
+        rows = [row for row in reader if None not in row and None not in row.values()]
+    return header, rows
 
 
 @contextlib.contextmanager

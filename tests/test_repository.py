@@ -35,6 +35,7 @@ TRANSLATED = [
     ),
 ]
 PAGES = [path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").glob("*.md")]
+FILES = (".py", ".html", ".md")
 TEXT = {".py", ".md", ".yaml", ".yml", ".toml", ".txt", ".sh", ""}
 
 
@@ -185,7 +186,7 @@ def test_keys_that_are_named_exist(name: str) -> None:
     free = ("model.config.", "logger.options.", "data.template_options.")
     named = [span.split("=")[0] for span in code_spans(read(name))]
     dotted = [key for key in named if re.fullmatch(r"[a-z_]+(\.[a-z_]+)+", key)]
-    ours = [key for key in dotted if key.split(".")[0] in groups and not key.endswith(".py")]
+    ours = [key for key in dotted if key.split(".")[0] in groups and not key.endswith(FILES)]
     assert [key for key in ours if key not in keys and not key.startswith(free)] == []
 
 

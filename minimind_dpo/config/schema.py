@@ -27,6 +27,13 @@ from minimind_dpo.training.options import (
 
 
 @dataclass
+class ReportOptions:
+    """The page of a run."""
+
+    language: Annotated[str, Choices("en", "zh")] = "en"
+
+
+@dataclass
 class ExportOptions:
     """What is written for others to load when training ends."""
 
@@ -47,6 +54,7 @@ class Config:
     resume_with_changes: bool = False
     log_level: Annotated[str, Choices("debug", "info", "warning", "error")] = "info"
     threads: Annotated[int | None, COUNT] = None
+    report: ReportOptions = field(default_factory=ReportOptions)
     export: ExportOptions = field(default_factory=ExportOptions)
     model: ModelOptions = field(default_factory=ModelOptions)
     data: DataOptions = field(default_factory=DataOptions)

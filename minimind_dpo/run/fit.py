@@ -53,6 +53,7 @@ from minimind_dpo.run.summary import (
     only_finite,
     summarise,
     take_best_weights,
+    write_report,
 )
 from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
@@ -210,6 +211,7 @@ def _leave(
             diverged = NotFiniteError(f"the run diverged, it is not exported: {error}")
     if diverged is not None:
         write_json(only_finite({**summary, "diverged": str(diverged)}), folder / SUMMARY)
+        write_report(config, folder)
         return diverged
     if parts.judge is not None:
         metrics = parts.module.last_val_metrics
@@ -217,6 +219,7 @@ def _leave(
         summary["weights"]["demo"] = step
     write_model_card(config, parts.policy, summary, folder)
     write_json(summary, folder / SUMMARY)
+    write_report(config, folder)
     _tell_end(parts)
     return None
 

@@ -42,6 +42,7 @@ _WRITTEN: Final = (
     "csv",
     "export",
     "samples.md",
+    "report.html",
     "tensorboard",
 )
 """What a run writes in its folder, in place of what lies there under these names."""

@@ -11,10 +11,12 @@ from typing import Any, Final
 
 import lightning as L
 
+from minimind_dpo import os_errors
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.disk import read_json
 from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.report.run import write_run_report
 from minimind_dpo.run.folder import Run, versions
 from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.callbacks.throughput import Throughput
@@ -209,3 +211,11 @@ def _steps_of(
     if last:
         found["val_last"] = trainer.global_step
     return found
+
+
+def write_report(config: Config, folder: Path) -> None:
+    """The run's page; one that cannot be made fails no run, whose results are all there."""
+    try:
+        log.info(f"Report: {write_run_report(folder, config.report.language)}")
+    except Exception as error:
+        log.error(f"There is no report: {os_errors.first_line(error)}", exc_info=error)

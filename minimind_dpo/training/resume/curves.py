@@ -18,9 +18,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from minimind_dpo.disk import replacing
-
-Rows = list[dict[str, str]]
+from minimind_dpo.disk import Rows, read_rows, replacing
 
 
 class KeptCSVLogger(CSVLogger):
@@ -74,20 +72,6 @@ def rows_logged(trainer: L.Trainer) -> int:
         if isinstance(logger, KeptCSVLogger) and isinstance(logger.experiment, _AppendingWriter):
             return logger.experiment.rows
     return -1
-
-
-def read_rows(path: Path) -> tuple[list[str], Rows]:
-    """Header and rows of a CSV file of curves; nothing where there is none.
-
-    A row that a crash cut short is left out.
-    """
-    if not path.is_file():
-        return [], []
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        reader = csv.DictReader(file)
-        header = list(reader.fieldnames or [])
-        rows = [row for row in reader if None not in row and None not in row.values()]
-    return header, rows
 
 
 def write_rows(path: Path, header: list[str], rows: Rows) -> None:

@@ -1,0 +1,268 @@
+"""A run's page: its own numbers, both languages, text as text, and runs that lack something."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minimind_dpo.config.schema import Config
+from minimind_dpo.disk import read_rows
+from minimind_dpo.evaluation.alarms import alarms
+from minimind_dpo.options.limits import keys_of
+from minimind_dpo.report.__main__ import main
+from minimind_dpo.report.curves import draw, points_of, ticks
+from minimind_dpo.report.run import SHOWN, run_page, write_run_report
+from minimind_dpo.report.words import _ALARMS, _TEXTS, LANGUAGES, Words
+
+EN, ZH = Words("en"), Words("zh")
+
+
+class Page(HTMLParser):
+    """The text of a page, its tags, and what they would fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text: list[str] = []
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [str(value) for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "line", "circle", "polyline"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("line", "circle", "polyline"):
+            assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open and self._open[-1] != "style":
+            self.text.append(data)
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run, to be changed."""
+    folder = tmp_path / "run"
+    shutil.copytree(finished_run, folder)
+    return folder
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**content, **changes}), encoding="utf-8")
+
+
+def test_a_run_ends_in_a_page_whose_first_words_are_the_verdict(finished_run: Path) -> None:
+    page = Page((finished_run / "report.html").read_text(encoding="utf-8"))
+    verdict = json.loads((finished_run / "verdict.json").read_text(encoding="utf-8"))
+    texts = [text.strip() for text in page.text if text.strip()]
+    assert texts[1:3] == ["Run run", verdict["sentence"]]
+    assert page._open == []
+    assert page.links == []  # nothing is fetched
+    assert page.tags.count("svg") >= 5
+    summary = json.loads((finished_run / "summary.json").read_text(encoding="utf-8"))
+    assert summary["versions"]["torch"] in texts
+    assert (finished_run / "config.yaml").read_text(encoding="utf-8").strip() in texts
+    assert "64" in texts  # pairs for training
+
+
+def test_every_answer_is_on_the_page_and_evenly_spaced_ones_are_not_folded(run: Path) -> None:
+    cases = [
+        {
+            "prompt": [{"role": "user", "content": f"prompt {n}"}],
+            "source": f"a:{n}",
+            "reference": {"text": f"before {n}", "tokens": 2, "ended": True},
+            "policy": {"text": f"after {n}", "tokens": 2, "ended": n != 4},
+            "preferences": {"pairs": (1.0, -1.0, 0.0, None)[n % 4]},
+        }
+        for n in range(48)
+    ]
+    lines = "".join(json.dumps(case) + "\n" for case in cases)
+    (run / "answers.jsonl").write_text(lines, encoding="utf-8")
+    text = run_page(run, EN)
+    open_part, folded = text.split("<summary>All others (36)")
+    assert [int(n) for n in re.findall(r"prompt (\d+)<", open_part)] == list(range(0, 48, 4))
+    assert len(re.findall(r"prompt \d+<", folded)) == 48 - SHOWN
+    assert f"{SHOWN} of 48 prompts" in open_part
+    assert re.search(r"policy ✓ preferred … cut</span>after 4<", text)
+    assert re.search(r"reference ✓ preferred</span>before 1<", text)
+    assert re.search(r">reference</span>before 2<", text)
+    assert re.search(r">policy</span>after 3<", text)
+
+
+def test_text_of_models_and_data_is_text_and_no_markup(run: Path) -> None:
+    bad = "<script>alert(1)</script>{{ 7 * 6 }}"
+    answer = {"text": bad, "tokens": 2, "ended": True}
+    case = {"prompt": bad, "source": bad, "reference": answer, "policy": answer, "preferences": {}}
+    (run / "answers.jsonl").write_text(json.dumps(case) + "\n", encoding="utf-8")
+    (run / "samples.md").write_text(f"## Step 0\n{bad}\n## Step 2\n{bad}\n", encoding="utf-8")
+    (run / "config.yaml").write_text(f"name: '{bad}'\n", encoding="utf-8")
+    rewrite(run / "verdict.json", sentence=bad, alarms=[bad])
+    text = run_page(run, EN)
+    page = Page(text)
+    assert "script" not in page.tags
+    assert "<script" not in text
+    assert "{{ 7 * 6 }}" in text
+    assert "".join(page.text).count(bad) == 8
+
+
+def test_the_chinese_page_has_the_verdict_and_its_numbers_in_chinese(run: Path) -> None:
+    def estimate(value: float, low: float, high: float, n: int) -> dict[str, float]:
+        return {"value": value, "low": low, "high": high, "n": n}
+
+    verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+    judge = {
+        **verdict["judge"],
+        "name": "pairs",
+        "unable": "",
+        "can_judge": True,
+        "accuracy": estimate(0.9, 0.8, 0.95, 24),
+        "win_rate": estimate(0.61, 0.54, 0.68, 200),
+        "length_controlled": estimate(0.52, 0.45, 0.6, 200),
+    }
+    costs = {
+        **verdict["costs"],
+        "kl": estimate(3.14, 3.0, 3.3, 200),
+        "length": {"policy": 56, "reference": 50, "change": estimate(1.12, 1.1, 1.2, 200)},
+        "ended": {"policy": 0.25, "reference": 1.0, "change": estimate(-0.75, -0.8, -0.7, 200)},
+        "perplexity": None,
+    }
+    rewrite(
+        run / "verdict.json",
+        decision="better",
+        judge=judge,
+        costs=costs,
+        facts={"known": 60, "lost": 2, "gained": 0},
+        alarms=["Answers run long: 56 tokens, 1.6 times the reference's 35."],
+    )
+    text = run_page(run, ZH)
+    assert '<html lang="zh">' in text
+    assert (
+        "更好：200 个留出提示中胜率 61% [54, 68]，"
+        "评判 pairs（在 24 个留出偏好对上判对 90% [80, 95]），等长时 52% [45, 60]；代价："
+        "每个回答 KL 3.1 奈特，回答长 12%，"
+        "其中 75% 在 12 个词元处被截断，60 个事实丢失 2 个"
+    ) in text
+    assert "回答过长（Answers run long: 56 tokens" in text
+    for heading in ("数字", "曲线", "训练前后的回答", "数据", "训练", "配置", "版本"):
+        assert f">{heading}<" in text
+
+
+def test_every_alarm_has_a_beginning_that_is_known_in_chinese() -> None:
+    import inspect
+
+    from minimind_dpo.evaluation import alarms as module
+
+    source = inspect.getsource(module)
+    assert callable(alarms)
+    said = re.findall(r'f"([A-Z][a-z ]+)', source)
+    assert said
+    for start in said:
+        assert any(start.startswith(known) for known in _ALARMS), start
+
+
+def test_the_configuration_takes_the_languages_that_there_are() -> None:
+    limits = next(key.limits for key in keys_of(Config) if key.name == "report.language")
+    assert limits[0].words == LANGUAGES  # type: ignore[attr-defined]
+
+
+def test_all_words_are_there_in_both_languages() -> None:
+    for key, (english, chinese) in _TEXTS.items():
+        assert english, key
+        assert re.search(r"[\u4e00-\u9fff]|KL", chinese), key
+        assert english.count("{}") == chinese.count("{}"), key
+
+
+@pytest.mark.parametrize(
+    ("lacks", "words"),
+    [
+        (["verdict.json", "answers.jsonl"], "There is no verdict on this run"),
+        (["summary.json", "verdict.json", "answers.jsonl"], "This run has not finished"),
+        (["csv"], "No metrics.csv"),
+        (["samples.md", "frontier.jsonl"], "held-out prompts"),
+    ],
+)
+def test_a_run_that_lacks_something_has_a_page_that_says_so(
+    run: Path, lacks: list[str], words: str
+) -> None:
+    for name in lacks:
+        path = run / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert words in run_page(run, EN)
+
+
+def test_a_run_that_diverged_says_so_first(run: Path) -> None:
+    for name in ("verdict.json", "answers.jsonl"):
+        (run / name).unlink()
+    rewrite(run / "summary.json", diverged="5 steps in a row", val={}, val_before={})
+    assert "The run diverged: 5 steps in a row" in run_page(run, EN)
+
+
+def test_the_command_makes_a_page_of_a_run_in_the_language_of_its_configuration(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "report.html").unlink()
+    assert main([str(run)]) == 0
+    assert f"Report: {run / 'report.html'}" in capsys.readouterr().out
+    assert '<html lang="en">' in (run / "report.html").read_text(encoding="utf-8")
+    config = run / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace("language: en", "language: zh"), encoding="utf-8")
+    assert main([str(run)]) == 0
+    assert '<html lang="zh">' in (run / "report.html").read_text(encoding="utf-8")
+    assert main([str(run), "--language", "en"]) == 0
+    assert '<html lang="en">' in (run / "report.html").read_text(encoding="utf-8")
+    assert main([str(run / "csv")]) == 2
+
+
+def test_curves_are_the_run_s_own_numbers(run: Path) -> None:
+    rows = read_rows(run / "csv" / "metrics.csv")[1]
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert [y for _, y in points_of(rows, "train/loss")] == losses
+    drawn = write_run_report(run).read_text(encoding="utf-8")
+    polylines = re.findall(r'<polyline points="([^"]+)"', drawn)
+    assert len(polylines[0].split()) == len(losses)
+
+
+def test_points_are_finite_and_many_are_averaged_in_groups() -> None:
+    rows = [{"step": str(i), "a": str(i)} for i in range(900)]
+    rows[1]["a"], rows[4]["a"] = "nan", ""
+    points = points_of(rows, "a")
+    assert len(points) == 300
+    assert points[0] == (3.0, (0 + 2 + 3) / 3)  # of those that are numbers
+    assert points_of(rows, "b") == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 94, [0, 50, 100]),
+        (0.41, 0.69, [0.4, 0.5, 0.6, 0.7]),
+        (-3.2, 8.7, [-5, 0, 5, 10]),
+        (1, 1, [0.5, 1.0, 1.5]),
+        (0, 0, [-1, -0.5, 0, 0.5, 1]),
+        (2e-7, 5e-7, [2e-7, 3e-7, 4e-7, 5e-7]),
+    ],
+)
+def test_ticks_are_round_and_around_the_numbers(
+    low: float, high: float, expected: list[float]
+) -> None:
+    assert ticks(low, high) == pytest.approx(expected)
+
+
+def test_a_drawing_keeps_within_its_frame() -> None:
+    svg = draw({"<a>": [(0, -5.0), (7, 3e6)], "b": [(3, 0.0)]}, "step")
+    assert "&lt;a&gt;" in svg
+    for x, y in re.findall(r"([\d.]+),([\d.]+)", " ".join(re.findall(r'points="([^"]+)"', svg))):
+        assert 0 <= float(x) <= 360
+        assert 0 <= float(y) <= 200
