@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minimind_dpo import launch
 from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
+from minimind_dpo.training.lightning_seams import started_ranks
 
 log = logging.getLogger(__name__)
 
@@ -121,17 +122,25 @@ def choose_device(devices: int | list[int] | None) -> None:
         torch.cuda.set_device(listed[launch.local_rank() % len(listed)])
 
 
-def highest(trainer: L.Trainer, value: int) -> int:
-    """The highest value among all ranks; to be called by all of them at the same point.
+def ask_highest(trainer: L.Trainer, value: int) -> Callable[[], int]:
+    """Ask for the highest value among all ranks; to be called by all of them at the same point.
 
     It is a fact of the hosts, which no device is waited for where they can talk without (gloo).
+
+    Returns:
+        Waits for the answer.
     """
     if trainer.world_size == 1:
-        return value
+        return lambda: value
     hosts = "gloo" in str(torch.distributed.get_backend_config())
     told = torch.tensor(value, device="cpu" if hosts else trainer.strategy.root_device)
-    torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX)
-    return int(told)
+    question = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, async_op=True)
+
+    def answer() -> int:
+        question.wait()
+        return int(told)
+
+    return answer
 
 
 def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
@@ -203,17 +212,15 @@ class RankGuard:
 
     def watch_children(self, trainer: L.Trainer) -> None:
         """Look after the ranks that Lightning's launcher will start, in its place."""
-        launcher: Any = trainer.strategy.launcher
-        if launcher is None or not hasattr(launcher, "procs"):
+        started = started_ranks(trainer)
+        if started is None:
             return
 
         def look() -> None:
             while not self._ending.is_set():
-                if launcher.procs:
-                    # NOTE: Lightning's own observer watches this very list and kills this process
-                    # five seconds after a child has ended, whatever it is doing.
-                    self._children += launcher.procs
-                    launcher.procs.clear()
+                if started:
+                    self._children += started
+                    started.clear()
                 if any(child.poll() for child in self._children):
                     self._give_up()
                     return

@@ -33,7 +33,7 @@ from torch import nn
 
 from minimind_dpo.exit_codes import INTERRUPTED, TERMINATED
 from minimind_dpo.launch import STOP_SIGNALS, heeded_signals
-from minimind_dpo.training.distributed import highest
+from minimind_dpo.training.distributed import ask_highest
 
 _SAME_PRESS: Final = 0.3  # seconds in which a launcher may pass on a Ctrl-C that came by itself
 
@@ -121,11 +121,20 @@ class StopRequest:
         self.saved, self.saved_step = path, step
         self.step = max(self.step, step)
 
-    def agreed(self, trainer: L.Trainer) -> Stopped | None:
-        """What ends all ranks alike, if any was asked to stop; to be called by all of them."""
+    def ask(self, trainer: L.Trainer) -> Callable[[], Stopped | None]:
+        """Ask all ranks whether to stop; to be called by all of them at the same point.
+
+        Returns:
+            Waits for the answer: what ends all ranks alike, if any was asked to stop by now.
+        """
         order = [0, *STOP_SIGNALS]
-        signum = order[highest(trainer, order.index(self.signum))]
-        return Stopped(signum) if signum else None
+        highest = ask_highest(trainer, order.index(self.signum))
+
+        def answer() -> Stopped | None:
+            signum = order[highest()]
+            return Stopped(signum) if signum else None
+
+        return answer
 
     @contextlib.contextmanager
     def giving_up(self, model: nn.Module) -> Iterator[None]:

@@ -124,12 +124,12 @@ def test_a_signal_is_a_request_while_training_and_an_end_before_it() -> None:
         with pytest.raises(Stopped, match="SIGTERM"):
             os.kill(os.getpid(), signal.SIGTERM)
         request.signum, request.waits_for = 0, "this step"
-        assert not request.agreed(trainer)
+        assert request.ask(trainer)() is None
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert str(request.agreed(trainer)) == "stopped by SIGUSR1"
+        assert str(request.ask(trainer)()) == "stopped by SIGUSR1"
         request.signum = 0
         os.kill(os.getpid(), signal.SIGINT)
-        assert str(request.agreed(trainer)) == "stopped by SIGINT"
+        assert str(request.ask(trainer)()) == "stopped by SIGINT"
     finally:
         request.restore()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -31,6 +31,7 @@ from minimind_dpo.training import distributed
 from minimind_dpo.training.distributed import RankGuard, choose_device, make_strategy
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.options import OptimizerOptions
+from minimind_dpo.training.signals import StopRequest
 
 
 def on_two_ranks(program: Callable[[int], Any], folder: Path) -> list[Any]:
@@ -54,6 +55,21 @@ def on_two_ranks(program: Callable[[int], Any], folder: Path) -> list[Any]:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0, 0]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_a_signal_to_one_rank_stops_all_by_one_question(tmp_path: Path) -> None:
+    """Rank 1 alone was asked to stop; what came after the question is for the next one."""
+
+    def program(rank: int) -> list[int]:
+        torch.distributed.init_process_group("gloo")
+        trainer: Any = SimpleNamespace(world_size=2)
+        stop = StopRequest()
+        before = stop.ask(trainer)
+        stop.signum = signal.SIGUSR1 if rank else 0
+        answers = [before(), stop.ask(trainer)()]
+        return [int(stopped.signum) if stopped else 0 for stopped in answers]
+
+    assert on_two_ranks(program, tmp_path) == [[0, signal.SIGUSR1]] * 2
 
 
 def weights_after_training(rank: int, strategy: Any) -> dict[str, Tensor]:

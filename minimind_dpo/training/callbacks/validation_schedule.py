@@ -16,6 +16,7 @@ from typing import Any, Final
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from minimind_dpo.training.lightning_seams import ends_step, micro_batches_begun
 from minimind_dpo.training.options import seconds
 
 _NEVER: Final = 1 << 60
@@ -58,7 +59,7 @@ class ValidationSchedule(Callback):
         batch_idx: int,
     ) -> None:
         """Decide at the end of a step; before checkpoints, which save ahead of a validation."""
-        ends = not trainer.fit_loop.epoch_loop._should_accumulate()
+        ends = ends_step(trainer)
         if ends:
             self._due = self._is_due(trainer, batch_idx + 1)
         self._tell(trainer, ends and self._due)
@@ -72,8 +73,7 @@ class ValidationSchedule(Callback):
         self._due = state_dict["due"]
 
     def _tell(self, trainer: L.Trainer, due: bool) -> None:
-        done = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        trainer.val_check_batch = done if due else _NEVER
+        trainer.val_check_batch = micro_batches_begun(trainer) if due else _NEVER
 
     def _is_due(self, trainer: L.Trainer, micro_batches: int) -> bool:
         if (trainer.current_epoch + 1) % self.epochs:

@@ -7,6 +7,7 @@ run again by a run that resumes from it, so that neither a step nor a point of a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,13 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from minimind_dpo.disk import remove_dead
+from minimind_dpo.training.lightning_seams import (
+    complete_micro_batch,
+    ends_step,
+    keep_signals_from,
+    training_ends,
+    validation_follows,
+)
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.options import CheckpointOptions
 from minimind_dpo.training.resume.best import BestCheckpoint
@@ -30,11 +38,10 @@ from minimind_dpo.training.resume.position import (
     ResumeMismatchError,
     epochs_done,
     fit_to_shape,
-    mark_complete,
     step_shape,
     use_new_learning_rate,
 )
-from minimind_dpo.training.signals import StopRequest
+from minimind_dpo.training.signals import Stopped, StopRequest
 
 KEPT: Final = 2
 """Resume states kept: the newest, and the one before it for when that is damaged."""
@@ -114,6 +121,7 @@ class ResumeCheckpoint(Checkpoint):
         self._validation_due = False
         self._saving = False
         self._end_of_step: EndOfStep | None = None
+        self._answer: Callable[[], Stopped | None] | None = None
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Listen to signals instead of Lightning, in a validation of its own as well."""
@@ -130,6 +138,7 @@ class ResumeCheckpoint(Checkpoint):
         self.stop.waits_for = "this micro-batch" if trainer.world_size == 1 else "this step"
         # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
         self.stop.install()
+        keep_signals_from(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -141,6 +150,8 @@ class ResumeCheckpoint(Checkpoint):
         """
         if trainer.world_size == 1:
             self._stop_if_asked(trainer)
+        elif ends_step(trainer):
+            self._answer = self.stop.ask(trainer)
 
     def on_train_batch_end(
         self,
@@ -155,15 +166,11 @@ class ResumeCheckpoint(Checkpoint):
         Raises:
             Stopped: On all ranks, once the state is saved.
         """
-        epoch_loop = trainer.fit_loop.epoch_loop
-        if epoch_loop._should_accumulate():
+        if not ends_step(trainer):
             return
         self.stop.step = trainer.global_step
-        fetcher = trainer.fit_loop._data_fetcher
-        assert fetcher is not None
-        validates = sum(trainer.num_val_batches) > 0
-        self._validation_due = validates and epoch_loop._should_check_val_fx(fetcher)
-        stopped = self.stop.agreed(trainer)
+        self._validation_due = validation_follows(trainer)
+        stopped = (self._answer or self.stop.ask(trainer))()
         exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
         if stopped or exhausted or self._is_due(trainer):
             self.save(trainer)
@@ -194,7 +201,7 @@ class ResumeCheckpoint(Checkpoint):
             Stopped: It was set after the last step.
         """
         self.stop.waits_for = ""
-        if stopped := self.stop.agreed(trainer):
+        if stopped := self.stop.ask(trainer)():
             raise stopped
 
     def on_exception(
@@ -216,7 +223,7 @@ class ResumeCheckpoint(Checkpoint):
             "start_metrics": self.start_metrics,
         }
         if self._saving:
-            mark_complete(checkpoint["loops"]["fit_loop"], self._validation_due)
+            complete_micro_batch(checkpoint["loops"]["fit_loop"], self._validation_due)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -253,7 +260,7 @@ class ResumeCheckpoint(Checkpoint):
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         """After a step has ended and before the next one has, save that end and stop."""
-        if stopped := self.stop.agreed(trainer):
+        if stopped := self.stop.ask(trainer)():
             if self._end_of_step is not None and self._saved_step != trainer.global_step:
                 self._end_of_step.put_back(trainer)
                 self.save(trainer)
@@ -264,7 +271,7 @@ class ResumeCheckpoint(Checkpoint):
             return False
         every = self.every_n_steps
         regular = every > 0 and trainer.global_step % every == 0
-        ends = trainer.should_stop or trainer.fit_loop.epoch_loop._is_training_done
+        ends = trainer.should_stop or training_ends(trainer)
         return regular or ends or self._validation_due
 
 

@@ -1,16 +1,11 @@
 """What a resumed run needs besides weights: where it stands, and whether it is the same run.
 
-Lightning's loops count micro-batches. A state is saved inside the hooks of a micro-batch, before
-Lightning has counted it as completed; `mark_complete` counts it, and marks a validation that is
-due as begun and not finished, which Lightning then runs from its first batch.
-
 A step may be spread over other devices than before: as long as it holds the same pairs, a
 position in optimizer steps is exact, and micro-batches are counted anew from it.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import asdict
 from typing import Any
 
@@ -18,9 +13,15 @@ import lightning as L
 
 from minimind_dpo.data.batches.step_plan import carry_over
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.training.lightning_seams import (
+    Progress,
+    count_micro_batches_anew,
+    loop_state,
+    micro_batches_begun,
+    micro_batches_completed,
+    put_loops_back,
+)
 from minimind_dpo.training.resume.random_state import capture, restore
-
-Progress = dict[str, Any]
 
 
 class ResumeMismatchError(ValueError):
@@ -35,37 +36,19 @@ class EndOfStep:
     """
 
     def __init__(self, trainer: L.Trainer) -> None:
-        self._loops: Progress = deepcopy(trainer.fit_loop.state_dict())
+        self._loops = loop_state(trainer)
         self._random = capture(trainer.strategy.root_device)
 
     def put_back(self, trainer: L.Trainer) -> None:
         """Undo the micro-batches of a step that was begun; the run has to end after it."""
-        trainer.fit_loop.load_state_dict(self._loops)
+        put_loops_back(trainer, self._loops)
         restore(self._random)
-
-
-def mark_complete(loops: Progress, validation_due: bool) -> None:
-    """Turn loop counters taken at the end of a micro-batch's hooks into those just after.
-
-    Args:
-        loops: `fit_loop`'s state dict; changed in place.
-        validation_due: Whether a validation follows this micro-batch.
-    """
-    batches = loops["epoch_loop.batch_progress"]
-    for counts in (batches["total"], batches["current"]):
-        counts["completed"] = counts["processed"]
-    if validation_due:
-        begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-        validation = loops["epoch_loop.val_loop.batch_progress"]
-        validation |= {"total": dict(begun), "current": dict(begun), "is_last_batch": False}
-    else:
-        loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
 
 def epochs_done(trainer: L.Trainer) -> int:
     """Whole epochs of training; one whose last micro-batch is in its hooks is whole."""
-    begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return trainer.current_epoch + int(begun >= trainer.num_training_batches)
+    whole = micro_batches_begun(trainer) >= trainer.num_training_batches
+    return trainer.current_epoch + int(whole)
 
 
 def step_shape(trainer: L.Trainer) -> dict[str, int]:
@@ -90,15 +73,10 @@ def fit_to_shape(loops: Progress, old: dict[str, int], new: dict[str, int]) -> b
     """
     if old == new or not old or not new:
         return True
-    batches = loops["epoch_loop.batch_progress"]
-    done = batches["current"]["completed"]
+    total, done = micro_batches_completed(loops)
     position, exact = carry_over(done, old, new)
-    epochs = (batches["total"]["completed"] - done) // max(1, old["epoch_batches"])
-    for counts, value in (
-        (batches["current"], position),
-        (batches["total"], epochs * new["epoch_batches"] + position),
-    ):
-        counts |= dict.fromkeys(("ready", "started", "processed", "completed"), value)
+    epochs = (total - done) // max(1, old["epoch_batches"])
+    count_micro_batches_anew(loops, epochs * new["epoch_batches"] + position, position)
     return exact
 
 
