@@ -70,7 +70,8 @@ def pair_metrics(
     if len(output.components) > 1:
         values |= {f"loss/{name}": loss.to(wide) for name, loss in output.components.items()}
     sums = {name: value.sum() for name, value in values.items()}
-    sums[PAIRS] = torch.tensor(float(policy.num_pairs), dtype=wide, device=losses.device)
+    # Not torch.tensor, whose copy to a device waits.
+    sums[PAIRS] = torch.full((), float(policy.num_pairs), dtype=wide, device=losses.device)
     if policy.entropy is not None:
         sums["entropy"] = policy.entropy.to(wide).sum()
         sums[ENTROPY_TOKENS] = torch.full_like(sums[PAIRS], policy.entropy.numel())
@@ -157,10 +158,13 @@ class MetricSums:
         self._sums = wide if self._fresh else {n: self._sums[n].to(v) + v for n, v in wide.items()}
         self._fresh = False
 
-    @property
-    def sums(self) -> Mapping[str, Tensor]:
-        """The sums by name, counts included."""
-        return self._sums
+    def add_sums(self, other: MetricSums, where: Tensor) -> None:
+        """Add those of another with the same names if a scalar is true, else 0.
+
+        Does not wait for the device.
+        """
+        more = torch.where(where, other.flat().to(where.device), 0.0)  # (K,)
+        self.load(more if self._fresh else self.flat().to(more) + more)
 
     def load(self, flat: Tensor) -> None:
         """Go on from sums (K,) that `flat` gave, of the same names."""

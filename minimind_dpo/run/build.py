@@ -33,6 +33,7 @@ from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedu
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.distributed import Agreement, make_strategy
 from minimind_dpo.training.layout_check import check_layout
+from minimind_dpo.training.lightning_seams import half_precision_plugin
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import StepGuard
 from minimind_dpo.training.options import seconds
@@ -260,4 +261,8 @@ def build_trainer(
     # The data module spreads pairs over ranks, and a whole validation runs at the start.
     keywords |= {"use_distributed_sampler": False, "num_sanity_val_steps": 0}
     keywords["plugins"] = [AtomicCheckpointIO()]
+    on_cuda = keywords["accelerator"] in ("auto", "gpu", "cuda")
+    if half := half_precision_plugin(keywords["precision"], on_cuda):
+        keywords["plugins"].append(half)
+        keywords["precision"] = None  # which the plugin says
     return L.Trainer(**keywords, callbacks=callbacks, logger=loggers, default_root_dir=str(run_dir))

@@ -28,6 +28,7 @@ from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metric
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
 from minimind_dpo.training.arguments import check_batch, check_models
+from minimind_dpo.training.lightning_seams import allows_fused, gradient_scale
 from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
 from minimind_dpo.training.optim import make_optimizer, schedule_factor
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
@@ -78,7 +79,6 @@ class DPOModule(L.LightningModule):
         self.aux_loss = aux_loss if aux_coef else None
         self.aux_coef = aux_coef
         self.guard = guard or StepGuard()
-        self.grad_norm = 0.0
         self.step_lr = 0.0
         self.last_train_metrics: dict[str, float] = {}
         self.last_train_step = 0
@@ -107,12 +107,13 @@ class DPOModule(L.LightningModule):
             return self._connected_zero()
         policy = score(self.policy, batch, statistics=True, aux_loss=self.aux_loss)
         output = self._losses(policy, batch, self._step_sums)
-        self.guard.watch(batch.pair_index, output.losses)
+        finite = self.guard.watch(batch.pair_index, output.losses)
         total = (output.losses * batch.weights.to(output.losses.dtype)).sum()
         if policy.aux_loss is not None:
             total = total + self.aux_coef * policy.aux_loss * batch.num_pairs
         ranks = self.trainer.world_size
-        return total * (self.trainer.accumulate_grad_batches * ranks / batch.window.pairs)
+        scale = self.trainer.accumulate_grad_batches * ranks / batch.window.pairs
+        return total * scale * finite
 
     def on_fit_start(self) -> None:
         """Train mode on purpose: models from a checkpoint come in eval mode."""
@@ -130,13 +131,14 @@ class DPOModule(L.LightningModule):
 
     def finish_step(self) -> None:
         """At the end of an optimizer step, log the mean over all pairs since the last point."""
-        if self.guard.in_a_row == 0:
-            self._train_sums.add(self._step_sums.sums)
+        self._train_sums.add_sums(self._step_sums, where=self.guard.taken)
         self._step_sums.reset()
         step = self.trainer.global_step
+        if self.logs_step(step) or self.device.type != "cuda":
+            self.guard.read(self.trainer)
         if self.logs_step(step):
             self.last_train_metrics = self._reduced(self._train_sums) | {
-                "grad_norm": self.grad_norm,
+                "grad_norm": self.guard.norm,
                 "learning_rate": self.step_lr,
                 "guard/bad_steps": float(self.guard.total),
             }
@@ -151,8 +153,13 @@ class DPOModule(L.LightningModule):
         if self.at_step_boundary(batch_idx):
             self.guard.stop_if_exhausted()
 
+    def on_train_end(self) -> None:
+        """Learn of the last steps before anybody asks whether the run diverged."""
+        self.guard.read(self.trainer)
+
     def on_validation_epoch_start(self) -> None:
         """Start the sums of this validation anew."""
+        self.guard.read(self.trainer)
         self._val_sums.reset()
 
     def validation_step(self, batch: PreferenceBatch, batch_idx: int) -> None:
@@ -177,6 +184,7 @@ class DPOModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what is counted and reported besides weights."""
+        self.guard.read(self.trainer)
         checkpoint["dpo_module"] = {
             "bad_steps": [self.guard.total, self.guard.in_a_row],
             "last_train_step": self.last_train_step,
@@ -200,7 +208,7 @@ class DPOModule(L.LightningModule):
         """AdamW and a schedule that moves once per optimizer step."""
         trainer = self.trainer
         optimizer = make_optimizer(
-            self.policy, self.optimizer_options, allow_fused=trainer.precision != "16-mixed"
+            self.policy, self.optimizer_options, allow_fused=allows_fused(trainer)
         )
         total = trainer.estimated_stepping_batches
         if total == float("inf") and self.schedule_options.name != "constant":
@@ -228,7 +236,8 @@ class DPOModule(L.LightningModule):
     ) -> None:
         """Clip by torch itself (Lightning's own way refuses fused optimizers), then guard the step.
 
-        Lightning calls this once per optimizer step, after unscaling.
+        Lightning calls this once per optimizer step, after unscaling. Nothing here waits for the
+        device if the optimizer is fused.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         limit = float(gradient_clip_val or 0.0)
@@ -238,11 +247,9 @@ class DPOModule(L.LightningModule):
             torch.nn.utils.clip_grad_value_(parameters, limit)
         elif limit:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-        self.grad_norm, self.step_lr = float(norm), optimizer.param_groups[0]["lr"]
-        if self.guard.refuses(self.trainer, self.grad_norm):
-            for parameter in parameters:
-                parameter.grad = None
-            self.guard.report(self.trainer.global_step + 1)
+        self.step_lr = optimizer.param_groups[0]["lr"]
+        step = self.trainer.global_step + 1
+        self.guard.decide(optimizer, norm, step, gradient_scale(self.trainer))
 
     def logs_step(self, step: int) -> bool:
         """Whether a point is logged after an optimizer step, counted from 1.

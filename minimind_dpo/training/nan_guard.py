@@ -1,6 +1,11 @@
 """Refuse optimizer steps that are not finite, name the pairs, and stop when it does not pass.
 
-The gradient norm is the same on every rank after DDP's reduction, so all ranks decide alike.
+The device decides: a loss that is not finite makes the gradient NaN, a gradient that is not finite
+makes its norm so, and a fused optimizer takes no step then. The norm is the same on every rank
+after DDP's reduction, so all ranks decide alike. The host reads what was decided when it reads
+something from the device anyway; only then it counts, and names pairs. On CUDA that is at logged
+steps, validations and saved states, so that it never waits in between.
+
 A gradient scaler's own overflows under 16-mixed are its business and are not counted.
 """
 
@@ -9,11 +14,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 import lightning as L
 import torch
 from torch import Tensor
+
+from minimind_dpo.training.lightning_seams import gradient_scale
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +34,23 @@ class NotFiniteError(RuntimeError):
     """Too many optimizer steps in a row had a loss or gradient that is not finite."""
 
 
+class _Step(NamedTuple):
+    """An optimizer step that the device has decided and the host has not read.
+
+    Attributes:
+        number: Counted from 1.
+        facts: (3,) on the device: norm of the gradient, 1 where a loss was not finite else 0, and
+            the gradient scale, 0 without a scaler.
+        pairs: Rows and losses of each micro-batch.
+    """
+
+    number: int
+    facts: Tensor
+    pairs: list[tuple[Tensor, Tensor]]
+
+
 class StepGuard:
-    """Counts and reports bad steps.
+    """Refuses, counts and reports bad steps.
 
     Args:
         max_bad_steps: Stop after this many in a row.
@@ -36,8 +58,11 @@ class StepGuard:
             where None.
 
     Attributes:
-        total: Bad steps so far.
+        total: Bad steps so far, of those that are read.
         in_a_row: Bad steps since the last good one.
+        exhausted: Whether the run has to stop: one bad step too many in a row.
+        norm: Norm of the gradient of the last step that is read.
+        taken: Whether the last step was taken, a scalar of the device.
     """
 
     def __init__(
@@ -47,44 +72,77 @@ class StepGuard:
         self.sources = sources or (lambda row: f"row {row}")
         self.total = 0
         self.in_a_row = 0
-        self._window: list[tuple[Tensor, Tensor]] = []
+        self.exhausted = False
+        self.norm = 0.0
+        self.taken = torch.tensor(True)
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._unread: list[_Step] = []
 
-    def watch(self, pair_index: Tensor, losses: Tensor) -> None:
-        """Remember a micro-batch's pairs and losses until the step is decided."""
-        self._window.append((pair_index, losses.detach()))
+    def watch(self, pair_index: Tensor, losses: Tensor) -> Tensor:
+        """Remember a micro-batch's pairs and losses until its step is read.
 
-    def refuses(self, trainer: L.Trainer, grad_norm: float) -> bool:
-        """Whether the step must not be taken; the same answer on every rank.
+        Returns:
+            Factor of the micro-batch's loss, a scalar: 1, or NaN where one of the losses is not
+            finite, whose gradient might be.
+        """
+        self._pairs.append((pair_index, losses.detach()))
+        return torch.where(losses.detach().isfinite().all(), 1.0, math.nan)
+
+    def decide(
+        self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int, scale: Tensor | None = None
+    ) -> None:
+        """Let the optimizer take its next step only if the gradient's norm is finite.
+
+        Does not wait for the device where the optimizer is fused.
 
         Args:
-            trainer: Asked for the other ranks' losses and for the gradient scaler.
-            grad_norm: Norm of all gradients of the step, after unscaling.
+            optimizer: Whose gradients are unscaled, reduced over ranks and clipped.
+            norm: Of them before they were clipped, scalar.
+            step: Its number, counted from 1.
+            scale: The gradient scaler's, scalar.
         """
-        finite = all(bool(losses.isfinite().all()) for _, losses in self._window)
-        if trainer.world_size > 1:
-            finite = trainer.strategy.reduce_boolean_decision(finite, all=True)
-        bad = not finite or (not math.isfinite(grad_norm) and not _scaler_overflow(trainer))
-        if bad:
-            self.total += 1
-            self.in_a_row += 1
-        else:
-            self.in_a_row = 0
-            self._window.clear()
-        return bad
+        self.taken = norm.isfinite()
+        if all(group.get("fused") for group in optimizer.param_groups):
+            optimizer.found_inf = (~self.taken).float()  # type: ignore[attr-defined]
+        elif not self.taken:
+            optimizer.zero_grad()
+        bad = [~losses.isfinite().all() for _, losses in self._pairs]
+        loss_is_bad = torch.stack(bad).any() if bad else torch.zeros_like(norm)
+        scale = torch.zeros_like(norm) if scale is None else scale
+        facts = torch.stack([fact.to(norm) for fact in (norm, loss_is_bad, scale)])  # (3,)
+        self._unread.append(_Step(step, facts, self._pairs))
+        self._pairs = []
 
-    @property
-    def exhausted(self) -> bool:
-        """Whether the run has to stop: one bad step too many in a row."""
-        return self.in_a_row >= self.max_bad_steps
+    def read(self, trainer: L.Trainer) -> None:
+        """Count the steps since the last call, and say which pairs were in refused ones.
 
-    def report(self, step: int) -> None:
-        """Say which pairs were in the refused step, counted from 1."""
-        message = (
-            f"optimizer step {step}: loss or gradient is not finite, the step is not taken. "
-            f"{self._suspects()}"
+        Waits for the device; to be called by all ranks at the same point.
+        """
+        steps, self._unread = self._unread, []
+        if not steps:
+            return
+        norms, bad_losses, scales = torch.stack([step.facts for step in steps]).unbind(1)
+        if trainer.world_size > 1 and gradient_scale(trainer) is not None:
+            # Another rank's loss may be what this one takes for an overflow.
+            bad_losses = bad_losses.contiguous()
+            torch.distributed.all_reduce(bad_losses, torch.distributed.ReduceOp.MAX)
+        told = torch.stack([norms, bad_losses, scales], dim=1).tolist()
+        for step, (norm, bad_loss, scale) in zip(steps, told, strict=True):
+            # A gradient scaler can still answer an overflow by scaling less.
+            overflow = scale > 1.0 and not bad_loss
+            self._count(step, bad=not math.isfinite(norm) and not overflow)
+        self.norm = told[-1][0]
+
+    def _count(self, step: _Step, *, bad: bool) -> None:
+        self.in_a_row = self.in_a_row + 1 if bad else 0
+        if not bad:
+            return
+        self.total += 1
+        self.exhausted = self.exhausted or self.in_a_row >= self.max_bad_steps
+        log.warning(
+            f"optimizer step {step.number}: loss or gradient is not finite, the step is not "
+            f"taken. {self._suspects(step.pairs)}"
         )
-        self._window.clear()
-        log.warning(message)
 
     def stop_if_exhausted(self) -> None:
         """End the run at the end of a step; no weight has moved since the last good one.
@@ -94,7 +152,7 @@ class StepGuard:
         """
         if self.exhausted:
             raise NotFiniteError(
-                f"{self.in_a_row} optimizer steps in a row were not finite "
+                f"{self.max_bad_steps} optimizer steps in a row were not finite "
                 f"(guard.max_bad_steps={self.max_bad_steps}). {_ADVICE}"
             )
 
@@ -116,17 +174,11 @@ class StepGuard:
             return None
         return NotFiniteError(f"the run diverged, nothing is exported: {why}. {_ADVICE}")
 
-    def _suspects(self) -> str:
-        rows = torch.cat([index for index, _ in self._window] or [torch.zeros(0)]).tolist()
-        finite = torch.cat([loss.isfinite() for _, loss in self._window] or [torch.zeros(0)])
+    def _suspects(self, pairs: list[tuple[Tensor, Tensor]]) -> str:
+        rows = torch.cat([index for index, _ in pairs] or [torch.zeros(0)]).tolist()
+        finite = torch.cat([loss.isfinite() for _, loss in pairs] or [torch.zeros(0)])
         bad = [int(row) for row, good in zip(rows, finite.tolist(), strict=True) if not good]
         label = "Pairs with a loss that is not finite" if bad else "Its pairs, each loss finite"
         named = [self.sources(int(row)) for row in (bad or rows)[:20]]
         rest = len(bad or rows) - len(named)
         return f"{label}: {', '.join(named)}" + (f" and {rest} more" if rest > 0 else "")
-
-
-def _scaler_overflow(trainer: L.Trainer) -> bool:
-    """Whether a gradient scaler can still answer an overflow by scaling less."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return scaler is not None and scaler.get_scale() > 1.0

@@ -313,6 +313,8 @@ def _replacements(trace: Trace) -> dict[tuple[Any, str], Any]:
         # Fake parameters cannot be swapped while in use: models are made on the device and stay.
         (torch.nn.Module, "to"): lambda self, *args, **kwargs: self,
         (torch.nn.Module, "cpu"): lambda self: self,
+        # Copies of storages, which fakes cannot give.
+        (FakeTensor, "__deepcopy__"): lambda self, memo: self.clone(),
         (foreach, "_foreach_supported_types"): [*foreach._foreach_supported_types, FakeTensor],
         (optimizer, "_foreach_supported_types"): [*optimizer._foreach_supported_types, FakeTensor],
         # It asks whether there is a device, and would put real tensors on it.

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
 
 from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.training.lightning_seams import GuardedHalfPrecision
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
@@ -109,12 +111,13 @@ class Poisoned(DPOModule):
     """Loses its mind at some steps."""
 
     bad_steps: frozenset[int] = frozenset()
+    bad_row = 5
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         if batch_idx in self.bad_steps:
-            rows, losses = self.guard._window.pop()
-            self.guard.watch(rows, losses * torch.where(rows == 5, math.nan, 1.0))
+            rows, losses = self.guard._pairs.pop()
+            self.guard.watch(rows, losses * torch.where(rows == self.bad_row, math.nan, 1.0))
             return loss * math.nan
         return loss
 
@@ -147,6 +150,70 @@ def test_a_step_that_is_not_finite_is_not_taken_and_its_pair_is_named(
         assert torch.equal(module.state_dict()[f"policy.{name}"], tensor), name
     assert "made_up.jsonl:6" in caplog.text
     assert trainer.logger.steps[2]["train/guard/bad_steps"] == 2.0  # type: ignore[union-attr]
+
+
+class States(Callback):
+    """Weights and the optimizer's state after each step."""
+
+    def __init__(self) -> None:
+        self.after: list[dict[str, Tensor]] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        moments = trainer.optimizers[0].state_dict()["state"]
+        flat = {f"{i}.{name}": v for i, row in moments.items() for name, v in row.items()}
+        self.after.append({k: v.clone() for k, v in {**weights(pl_module), **flat}.items()})
+
+    def moved(self, step: int) -> bool:
+        """Whether a step, counted from 1, changed anything at all."""
+        now, before = self.after[step - 1], self.after[step - 2]
+        return any(not torch.equal(now[name], before[name]) for name in now)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_refused_step_leaves_weights_and_moments_bitwise_as_they_were(
+    fused: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A fused optimizer skips by itself, as on CUDA; another one is left without gradients."""
+    module, states = poisoned({2}), States()
+    module.optimizer_options = OptimizerOptions(lr=1e-3, fused=fused)
+    with caplog.at_level(logging.WARNING, logger="minimind_dpo"):
+        quiet_trainer(callbacks=[states]).fit(module, loader(made_up_pairs(24), 4))
+    assert [states.moved(step) for step in range(2, 7)] == [True, False, True, True, True]
+    assert "optimizer step 3: loss or gradient is not finite" in caplog.text
+    assert (module.guard.total, module.guard.in_a_row) == (1, 0)
+
+
+def test_a_loss_that_is_not_finite_makes_a_finite_gradient_nan() -> None:
+    weight = torch.ones(2, requires_grad=True)
+    losses = torch.stack([weight[0] * 2, weight[1] * 0 + math.inf])
+    factor = StepGuard().watch(torch.arange(2), losses)
+    (losses.sum() * factor).backward()
+    assert weight.grad is not None
+    assert weight.grad.isnan().all()
+
+
+def test_half_precision_skips_an_overflow_without_counting_it_and_counts_a_bad_loss(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A scale of 2^30 overflows float16; each overflow halves it, until steps are taken."""
+    module, states = poisoned({13}), States()
+    module.bad_row = 53
+    module.optimizer_options = OptimizerOptions(lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**30)
+    trainer = quiet_trainer(
+        callbacks=[states], precision=None, plugins=[GuardedHalfPrecision("cpu", scaler)]
+    )
+    with caplog.at_level(logging.WARNING, logger="minimind_dpo"):
+        trainer.fit(module, loader(made_up_pairs(64), 4))
+    moved = [states.moved(step) for step in range(2, 17)]  # from step 2 on
+    assert not moved[0]
+    assert moved[11:] == [True, False, True, True]  # step 14 has the bad loss
+    assert scaler.get_scale() < 2.0**30
+    assert (module.guard.total, module.guard.in_a_row) == (1, 0)
+    assert "optimizer step 14: loss or gradient is not finite" in caplog.text
+    assert "made_up.jsonl:54" in caplog.text
+    grad_norm = trainer.logger.steps[16]["train/grad_norm"]  # type: ignore[union-attr]
+    assert 0 < grad_norm < 1e3  # unscaled
 
 
 def test_too_many_bad_steps_in_a_row_stop_the_run() -> None:

@@ -1,0 +1,33 @@
+"""`trainer.fit` on CUDA, traced without one: between logged steps the host never waits."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the device guard needs g++")
+
+ASKED = [
+    {"precision": precision, "accumulate": accumulate}
+    for precision in ("bf16-mixed", "16-mixed")
+    for accumulate in (1, 2)
+]
+
+
+def test_an_optimizer_step_never_waits_for_the_device_unless_it_is_logged() -> None:
+    """Reads of device values and copies that block; guard, metrics, clipping, scaler, callbacks."""
+    script = Path(__file__).with_name("traced_fit.py")
+    command = [sys.executable, "-W", "ignore", str(script), json.dumps(ASKED)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    answers = json.loads(ended.stdout.splitlines()[-1])
+    for asked, waits in zip(ASKED, answers, strict=True):
+        # Step 0 is what happens before the first one. The trace does see waits: a logged step has.
+        assert waits.keys() == {str(step) for step in range(7)}, asked
+        assert all(waits[step] for step in ("1", "5", "6")), asked
+        assert {step: waits[step] for step in "234"} == {"2": [], "3": [], "4": []}, asked
