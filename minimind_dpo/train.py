@@ -19,7 +19,7 @@ from minimind_dpo.config.command_line import CommandLine, completed, quoted, rea
 from minimind_dpo.config.commands import end
 from minimind_dpo.config.complete import completed_values
 from minimind_dpo.config.compose import compose, primary_config
-from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
+from minimind_dpo.config.jobs import Grid, check_jobs, for_search, for_sweep
 from minimind_dpo.config.schema import Config
 from minimind_dpo.exit_codes import NOT_READ
 
@@ -97,6 +97,7 @@ def _sweep(line: CommandLine) -> None:
     here = all(text.endswith(("=basic", "=joblib")) for text in launchers)
     grid = Grid.read(line)
     check_jobs(grid, line.source, _validate if here else None)
+    line = for_search(line, grid)
     folder = f"hydra.sweep.dir={quoted(str(grid.folder))}"
     line = replace(line, overrides=(*line.overrides, folder))
     from minimind_dpo.run.sweep import run_sweep

@@ -18,6 +18,7 @@ from program import Driver
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
+from minimind_dpo.run.verdict import COMPARED
 
 SMALL = (
     "trainer.max_steps=3",
@@ -108,6 +109,8 @@ def test_curves_samples_and_the_configuration_are_kept(finished: Path) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3]
     # The HParams tab, which has val/loss of step 0 as well, adds no second point.
     assert [event.step for event in events.Scalars("val/loss")] == [0, 3]
+    for name in COMPARED:  # of the verdict (evaluate.every=2), by which runs are compared there
+        assert [event.step for event in events.Scalars(name)] == [2, 3]
     assert "## Step 0" in (finished / "samples.md").read_text()
     assert "beta: 0.1" in (finished / "config.yaml").read_text()
 

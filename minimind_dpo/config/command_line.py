@@ -19,7 +19,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from minimind_dpo import __version__
+from minimind_dpo import __version__, launch
 from minimind_dpo.config.explain import compose_problem, key_of, near_key
 from minimind_dpo.config.source import SHIPPED, Source, run_folder_of
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
@@ -85,7 +85,9 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         shows=next((name for name in _SHOWING if getattr(typed, name)), ""),
         multirun=typed.multirun,
     )
-    if not line.multirun and not line.shows:
+    # The jobs of a sweep, and their further ranks, are given the sweep that was chosen.
+    of_sweep = launch.is_job_of_sweep() or launch.launched_by_rank()
+    if not (line.multirun or line.shows or of_sweep):
         _refuse_what_is_for_sweeps(line.overrides)
     return line
 

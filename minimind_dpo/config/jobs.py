@@ -15,6 +15,7 @@ from minimind_dpo.config.compose import compose, compose_hydra
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.source import SHIPPED, Source
 from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.report.options import DIRECTIONS
 
 _TRIED: Final = 16
 """Values of a key in a sweep that are composed beforehand; each takes a tenth of a second."""
@@ -28,11 +29,13 @@ class Grid:
         folder: Of the sweep.
         axes: Each override with its values, those of a chosen sweep first.
         keys: What has another value in other jobs.
+        direction: Of a search, as it is without the objective's; empty for a grid.
     """
 
     folder: Path
     axes: tuple[list[str], ...]
     keys: frozenset[str]
+    direction: str = ""
 
     @classmethod
     def read(cls, line: CommandLine) -> Grid:
@@ -48,7 +51,9 @@ class Grid:
         overrides = [*parsed([f"{key}={values}" for key, values in preset.items()]), *given]
         axes = tuple(values for override in overrides if (values := _values(override)))
         swept = [override.key_or_group for override in given if override.is_sweep_override()]
-        return cls(Path(hydra.sweep.dir).expanduser(), axes, frozenset([*swept, *preset]))
+        direction = str(hydra.sweeper.get("direction") or "").rpartition(".")[2]
+        keys = frozenset([*swept, *preset])
+        return cls(Path(hydra.sweep.dir).expanduser(), axes, keys, direction)
 
 
 def check_jobs(
@@ -77,8 +82,38 @@ def check_jobs(
                 problems |= {str(problem): problem for problem in error.problems}
     if problems:
         raise ConfigError(list(problems.values()))
+    config = compose(first, source)
+    if grid.direction and (unjudged := search_problem(config)):
+        raise ConfigError([unjudged])
     if check is not None:
-        check(compose(first, source))
+        check(config)
+
+
+def search_problem(config: Config) -> Problem | None:
+    """A search for a win rate that no verdict gives."""
+    options = config.sweep
+    if options.objective == "loss" or (config.evaluate.prompts and config.judge.name != "none"):
+        return None
+    why = "is a number of the verdict, which evaluate=none or judge=none leaves out"
+    fix = "Leave the verdict on; sweep.objective=loss compares runs of one beta and one loss."
+    return Problem("sweep.objective", why, fix, options.objective)
+
+
+def for_search(line: CommandLine, grid: Grid) -> CommandLine:
+    """With the direction in which `sweep.objective` is better, where the multirun is a search.
+
+    Raises:
+        ConfigError: Another direction was asked for.
+    """
+    if not grid.direction:
+        return line
+    objective = compose([values[0] for values in grid.axes], line.source).sweep.objective
+    direction = f"hydra.sweeper.direction={DIRECTIONS[objective]}"
+    given = [text for text in line.overrides if text.startswith("hydra.sweeper.direction=")]
+    if given and given[-1] != direction:
+        why = f"is the wrong way for sweep.objective={objective}"
+        raise ConfigError([Problem(given[-1], why, f"Leave it out, or give {direction}.")])
+    return replace(line, overrides=(*line.overrides, direction))
 
 
 def for_sweep(line: CommandLine) -> CommandLine:

@@ -15,6 +15,7 @@ from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions
 from minimind_dpo.models.options import ModelOptions
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.options.limits import COUNT, Choices, Range, keys_of
+from minimind_dpo.report.options import SweepOptions
 from minimind_dpo.training.options import (
     CallbacksOptions,
     GuardOptions,
@@ -68,6 +69,7 @@ class Config:
     guard: GuardOptions = field(default_factory=GuardOptions)
     evaluate: EvaluateOptions = field(default_factory=EvaluateOptions)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
+    sweep: SweepOptions = field(default_factory=SweepOptions)
 
 
 def schema_keys() -> Iterator[str]:

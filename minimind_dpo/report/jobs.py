@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from minimind_dpo.disk import read_json
 from minimind_dpo.options.limits import is_number
+from minimind_dpo.report.options import SweepOptions
 
 SEED: Final = "seed"
 _NOT_SETTINGS: Final = ("run_dir", "resume", "name")
@@ -33,6 +34,8 @@ class Job:
         alarms: Sentences of its verdict.
         length_controlled_error: Standard error of the win rate at equal length, over prompts.
         judge: Name of the judge, and why it cannot judge where it cannot.
+        loss: Of validation, or of training where nothing was validated; None for a run that has
+            not ended well.
         seconds: Wall-clock time of the run.
         left: Why it has no result; empty where it has one.
     """
@@ -44,22 +47,36 @@ class Job:
     alarms: tuple[str, ...] = ()
     length_controlled_error: float | None = None
     judge: str = ""
+    loss: float | None = None
     seconds: float | None = None
     left: str = ""
 
+    def objective(self, options: SweepOptions) -> float | None:
+        """What a search goes by; None where the run has no such number.
+
+        A win rate with a KL divergence beyond the bound counts as minus the share by which it is
+        beyond, and so is below every one within.
+        """
+        if options.objective == "loss":
+            return self.loss
+        rate, kl = self.point.get(options.objective), self.point.get("kl")
+        if rate is None or options.max_kl is None:
+            return rate
+        return None if kl is None else rate if kl <= options.max_kl else 1 - kl / options.max_kl
+
+    @property
+    def result(self) -> str:
+        """Its numbers in a few words."""
+        parts = [f"loss {self.loss:.4g}"] if self.loss is not None else []
+        names = {"length_controlled": "wins {:.0%} at equal length", "kl": "KL {:.2f} nats"}
+        parts += [text.format(self.point[key]) for key, text in names.items() if key in self.point]
+        return ", ".join(parts)
+
 
 def read_jobs(sweep: Path) -> list[Job]:
-    """Every job that was begun, in the order of their numbers.
-
-    Raises:
-        ValueError: The folder holds no job.
-    """
-    folders = sorted(
-        {path.parent for path in sweep.glob("*/job.json")}, key=lambda p: (len(p.name), p.name)
-    )
-    if not folders:
-        raise ValueError(f"{sweep} holds no job of a sweep (a folder with job.json)")
-    return [_read_job(folder) for folder in folders]
+    """Every job that was begun, in the order of their numbers."""
+    folders = {path.parent for path in sweep.glob("*/job.json")}
+    return [read_job(folder) for folder in sorted(folders, key=lambda p: (len(p.name), p.name))]
 
 
 def swept_keys(jobs: list[Job]) -> list[str]:
@@ -71,19 +88,21 @@ def swept_keys(jobs: list[Job]) -> list[str]:
     return [key for key, several in values.items() if len(several) > 1]
 
 
-def _read_job(folder: Path) -> Job:
+def read_job(folder: Path) -> Job:
+    """A job that was begun."""
     given = read_json(folder / "job.json")
     arguments = given.get("arguments", []) if isinstance(given, dict) else []
     pairs = (str(text).lstrip("+~").partition("=") for text in arguments)
     settings = {key: value for key, is_one, value in pairs if is_one and key not in _NOT_SETTINGS}
     summary, verdict = (_object(folder / f"{name}.json") for name in ("summary", "verdict"))
-    if not summary:
-        return Job(folder.name, settings, left="unfinished or failed: it has no summary.json")
     if "diverged" in summary:
         return Job(folder.name, settings, left="diverged")
+    loss = _loss(summary)
+    if loss is None:
+        return Job(folder.name, settings, left="unfinished or failed: summary.json has no loss")
     points = _points(folder / "frontier.jsonl")
     if not verdict or not points:
-        return Job(folder.name, settings, left="it has no verdict")
+        return Job(folder.name, settings, loss=loss, left="it has no verdict")
     judge = verdict.get("judge") or {}
     name, unable = judge.get("name", "none"), judge.get("unable")
     return Job(
@@ -94,8 +113,18 @@ def _read_job(folder: Path) -> Job:
         tuple(map(str, verdict.get("alarms") or ())),
         _standard_error(judge.get("length_controlled") or {}),
         f"{name}: {unable}" if unable else str(name),
+        loss,
         summary.get("wall_seconds"),
     )
+
+
+def _loss(summary: Mapping[str, Any]) -> float | None:
+    for name in ("val", "train"):
+        numbers = summary.get(name)
+        loss: Any = numbers.get("loss") if isinstance(numbers, dict) else None
+        if is_number(loss):
+            return float(loss)
+    return None
 
 
 def _standard_error(interval: Mapping[str, Any]) -> float | None:

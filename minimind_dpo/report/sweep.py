@@ -97,6 +97,8 @@ class SweepReport:
             ValueError: It holds no job.
         """
         jobs = read_jobs(sweep)
+        if not jobs:
+            raise ValueError(f"{sweep} holds no job of a sweep (a folder with job.json)")
         settings = compare(jobs)
         choice, sentence = recommend(settings)
         return cls(sweep.resolve().name, jobs, settings, choice, sentence)

@@ -55,7 +55,7 @@ from minimind_dpo.run.summary import (
     take_best_weights,
     write_report,
 )
-from minimind_dpo.run.verdict import RunVerdict
+from minimind_dpo.run.verdict import COMPARED, RunVerdict
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.distributed import RankGuard, choose_device, decided
 from minimind_dpo.training.module import DPOModule
@@ -204,7 +204,7 @@ def _leave(
     """
     config, folder, step = parts.config, parts.run.folder, parts.module.current_step
     if diverged is None:
-        summary["verdict"] = parts.verdict.conclude(step)
+        summary["verdict"] = parts.verdict.conclude(step, parts.trainer.loggers)
         try:
             summary["exported"] = export_weights(config, parts.policy, parts.chat, folder)
         except CheckpointError as error:  # too large for the half precision of a native file
@@ -290,6 +290,7 @@ def _validate_before(
 def _log_hyperparameters(parts: _Parts) -> None:
     """Configuration in the HParams tab, beside the curves that runs are compared by."""
     curves = ["val/loss", "val/rewards/accuracies"] if parts.plan.val_pairs else []
+    curves += COMPARED if parts.plan.val_pairs and parts.config.evaluate.prompts else ()
     for logger in parts.trainer.loggers:
         log_hyperparameters(logger, _hyperparameters(parts.config), curves)
 

@@ -20,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -33,7 +33,8 @@ from minimind_dpo.config.command_line import quoted
 from minimind_dpo.config.source import Source
 from minimind_dpo.disk import read_json, write_text
 from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED
-from minimind_dpo.options.limits import is_number
+from minimind_dpo.report.jobs import Job, read_job, read_jobs
+from minimind_dpo.report.options import SweepOptions
 from minimind_dpo.report.sweep import tell_answer
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.training.options import parse_devices
@@ -73,7 +74,7 @@ def run_sweep(folder: Path, through_hydra: Callable[[], None]) -> int:
         if unfinished or code:
             left = f"Unfinished jobs of {folder}: {', '.join(unfinished) or 'none'}"
             print(f"{left}. The same command with run_dir={folder} runs what is left of the sweep")
-        if any(objective(job.parent) is not None for job in folder.glob("*/job.json")):
+        if any(job.loss is not None for job in read_jobs(folder)):
             tell_answer(folder)
     return code if isinstance(code, int) and code else int(bool(unfinished or code))
 
@@ -82,13 +83,12 @@ def unfinished_jobs(folder: Path) -> list[str]:
     """Jobs of a sweep's folder that have not ended well, by number."""
     path = folder / _FAILURES
     failed = set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
-    begun = {job.parent for job in folder.glob("*/job.json")}
-    failed |= {job.name for job in begun if objective(job) is None}
+    failed |= {job.number for job in read_jobs(folder) if job.loss is None}
     return sorted(failed, key=lambda name: (len(name), name))
 
 
 def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
-    """One job, called by any of Hydra's launchers; its validation loss, NaN if it failed.
+    """One job, called by any of Hydra's launchers; `sweep.objective`, NaN if it has none.
 
     Args:
         cfg: The job's configuration, without Hydra's own.
@@ -98,7 +98,7 @@ def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
     hydra = HydraConfig.get()
     search = [text for text in hydra.overrides.hydra if text.startswith("hydra.searchpath=")]
     at_once = "joblib" in str(hydra.launcher.get("_target_"))
-    job = Job(
+    job = JobProcess(
         folder=Path(hydra.runtime.output_dir),
         arguments=[*source.flags(), *search, *hydra.overrides.task],
         varied=[
@@ -107,6 +107,7 @@ def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
         settings="" if source.file is None else source.file.read_text(encoding="utf-8"),
         quiet=at_once,
         devices=devices_of_job(int(hydra.job.num), cfg.trainer.devices) if at_once else None,
+        options=SweepOptions(**cfg.sweep),
     )
     if at_once and not _sweep_of_worker:
         # SIGTERM passes on to the job that this process of the launcher runs.
@@ -150,7 +151,7 @@ def devices_of_job(number: int, devices: Any) -> str | None:
 
 
 @dataclass
-class Job:
+class JobProcess:
     """A run of a sweep, in a process of its own.
 
     Attributes:
@@ -160,6 +161,7 @@ class Job:
         settings: Content of the user's file of settings.
         quiet: Send what it prints to `output.txt` in its folder.
         devices: Its CUDA_VISIBLE_DEVICES; None for those of this process.
+        options: What a search goes by.
     """
 
     folder: Path
@@ -168,6 +170,7 @@ class Job:
     settings: str = ""
     quiet: bool = False
     devices: str | None = None
+    options: SweepOptions = field(default_factory=SweepOptions)
 
     @property
     def label(self) -> str:
@@ -184,10 +187,9 @@ class Job:
         path = self.folder / "job.json"
         if path.exists() and read_json(path) != content:
             return self.failed(f"{self.folder} holds another job. Name another run_dir")
-        before = objective(self.folder)
-        if before is not None:
-            print(f"{self.label} was done before: val/loss {before:.6g}", flush=True)
-            return before
+        before = read_job(self.folder)
+        if before.loss is not None:
+            return self._done("was done before", before)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps(content))
         print(f"{self.label} begins in {self.folder}", flush=True)
@@ -196,12 +198,15 @@ class Job:
         if code:
             where = f", see {self.folder / 'output.txt'}" if self.quiet else ""
             return self.failed(f"it ended with exit code {code}{where}")
-        value = objective(self.folder)
-        if value is None:
+        after = read_job(self.folder)
+        if after.loss is None:
             return self.failed(f"{self.folder / 'summary.json'} has no loss")
-        seconds = time.monotonic() - started
-        print(f"{self.label} done in {seconds:.0f} s: val/loss {value:.6g}", flush=True)
-        return value
+        return self._done(f"done in {time.monotonic() - started:.0f} s", after)
+
+    def _done(self, how: str, run: Job) -> float:
+        print(f"{self.label} {how}: {run.result}", flush=True)
+        value = run.objective(self.options)
+        return NO_RESULT if value is None else value
 
     def _run(self) -> int:
         # An override that is given last wins.
@@ -267,20 +272,3 @@ def passing_signals() -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
             signal.signal(number, handler)
     if asked:
         raise SystemExit(INTERRUPTED if asked[0] == signal.SIGINT else TERMINATED)
-
-
-def objective(folder: Path) -> float | None:
-    """A finished job's validation loss, or its training loss where nothing was validated.
-
-    Returns:
-        None where its summary is missing or broken, or has no finite one, or the run diverged.
-    """
-    summary = read_json(folder / "summary.json")
-    if isinstance(summary, dict) and "diverged" in summary:
-        return None
-    for part in ("val", "train"):
-        losses = summary.get(part) if isinstance(summary, dict) else None
-        value: Any = losses.get("loss") if isinstance(losses, dict) else None
-        if is_number(value):
-            return float(value)
-    return None

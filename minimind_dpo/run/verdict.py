@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
@@ -31,6 +32,8 @@ from minimind_dpo.training.signals import GivenUpError, StopRequest
 log = logging.getLogger(__name__)
 
 FRONTIER: Final = "frontier.jsonl"
+COMPARED: Final = ("verdict/win_rate", "verdict/length_controlled", "verdict/kl")
+"""Curves by which runs are compared."""
 
 
 class RunVerdict(Callback):
@@ -92,16 +95,14 @@ class RunVerdict(Callback):
         except Exception as error:  # a policy that has diverged cannot be sampled from
             log.warning(f"There is no verdict at step {step}: {' '.join(str(error).split())}")
             return
-        point = self._add_point(step, verdict)
-        numbers = {f"verdict/{key}": value for key, value in point.items() if key != "step"}
-        for logger in trainer.loggers:
-            logger.log_metrics({k: v for k, v in numbers.items() if v is not None}, step=step)
+        self._add_point(step, verdict, trainer.loggers)
 
-    def conclude(self, step: int) -> dict[str, Any] | None:
+    def conclude(self, step: int, loggers: Iterable[Logger] = ()) -> dict[str, Any] | None:
         """The verdict on the weights as they are now, shown and written.
 
         Args:
             step: Optimizer steps after which the weights were these.
+            loggers: Those of the run's curves.
 
         Returns:
             The content of `verdict.json`; None without a verdict. A judge that fails is told, but
@@ -110,31 +111,35 @@ class RunVerdict(Callback):
         if self._evaluation is None:
             return None
         try:
-            return self._conclude(self._evaluation, step)
+            return self._conclude(self._evaluation, step, loggers)
         except Exception as error:
             why = " ".join(str(error).split()) or type(error).__name__
             log.error(f"There is no verdict: {why}", exc_info=error)
             return None
 
-    def _conclude(self, evaluation: Evaluation, step: int) -> dict[str, Any]:
+    def _conclude(
+        self, evaluation: Evaluation, step: int, loggers: Iterable[Logger]
+    ) -> dict[str, Any]:
         verdict = make_verdict(
             evaluation,
             lending(self.policy.model),
             self.config.judge.name,
             " (evaluate=none leaves it out)",
         )
-        self._add_point(step, verdict)
+        self._add_point(step, verdict, loggers)
         self.advice = verdict.advice
         return keep_verdict(verdict, self.folder, {"step": step})
 
-    def _add_point(self, step: int, verdict: Verdict) -> dict[str, Any]:
+    def _add_point(self, step: int, verdict: Verdict, loggers: Iterable[Logger]) -> None:
         """Write a point of the frontier in place of later ones, which an earlier launch left."""
         path = self.folder / FRONTIER
         before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         earlier = [point for point in map(json.loads, before) if point["step"] < step]
         point = {"step": step, **verdict.numbers()}
         write_lines(path, [*earlier, point])
-        return point
+        numbers = {f"verdict/{k}": v for k, v in verdict.numbers().items() if v is not None}
+        for logger in loggers:
+            logger.log_metrics(numbers, step)
 
     @contextmanager
     def _bar(self, title: str, total: int, noun: str) -> Iterator[Callable[[int], None]]:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minimind_dpo import __version__, train
+from minimind_dpo import __version__, launch, train
 from minimind_dpo.config.command_line import read_command_line
 from minimind_dpo.config.compose import compose
-from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
+from minimind_dpo.config.jobs import Grid, check_jobs, for_search, for_sweep
 from minimind_dpo.config.schema import Config
 from minimind_dpo.options.problem import ConfigError
 
@@ -208,6 +210,33 @@ def test_a_sweep_has_a_dated_folder_or_the_one_that_is_given() -> None:
     assert preset.keys == {"loss.beta", "seed"}
     assert grid("+sweep=beta", "run_dir='a b'", "resume=auto").folder == Path("a b")
     assert grid("+sweep=beta", "hydra.sweep.dir=c").folder == Path("c")
+
+
+def test_a_job_of_a_chosen_sweep_is_given_the_sweep_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in launch.job_environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(os, "getppid", os.getpid)
+    assert read_command_line(["+sweep=beta", "loss.beta=0.2"]).overrides[0] == "+sweep=beta"
+
+
+def test_a_search_goes_the_way_in_which_its_objective_is_better() -> None:
+    """The sweeper is a plugin's: a grid with its direction stands for it here."""
+    line = for_sweep(read_command_line(["-m", "loss.beta=interval(0.1,0.5)"]))
+    search = replace(Grid.read(line), direction="minimize")
+    check_jobs(search)
+    assert for_search(line, search).overrides[-1] == "hydra.sweeper.direction=maximize"
+    assert for_search(line, replace(search, direction="")) == line
+    given = replace(line, overrides=(*line.overrides, "hydra.sweeper.direction=minimize"))
+    with pytest.raises(ConfigError, match=r"wrong way for sweep\.objective=length_controlled"):
+        for_search(given, search)
+    unjudged = replace(search, axes=(*search.axes, ["judge=none"]))
+    with pytest.raises(ConfigError, match="a number of the verdict"):
+        check_jobs(unjudged)
+    by_loss = replace(unjudged, axes=(*unjudged.axes, ["sweep.objective=loss"]))
+    check_jobs(by_loss)
+    assert for_search(line, by_loss).overrides[-1] == "hydra.sweeper.direction=minimize"
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ import torch
 
 from minimind_dpo.config.command_line import quoted
 from minimind_dpo.config.compose import compose
-from minimind_dpo.run.sweep import Job, devices_of_job, objective, run_sweep, unfinished_jobs
+from minimind_dpo.report.options import SweepOptions
+from minimind_dpo.run.sweep import JobProcess, devices_of_job, run_sweep, unfinished_jobs
 from minimind_dpo.training.signals import Stopped, StopRequest
 
 
@@ -43,30 +44,50 @@ def test_jobs_at_a_time_get_devices_by_their_numbers(monkeypatch: pytest.MonkeyP
 
 
 @pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> JobProcess:
     """A job whose process would end at once, with nothing done."""
     monkeypatch.setattr(sys, "executable", "true")
-    return Job(tmp_path / "0", ["loss.beta=0.1"])
+    return JobProcess(tmp_path / "0", ["loss.beta=0.1"])
 
 
-def test_a_job_that_is_done_is_not_run_again_and_another_is_refused(job: Job) -> None:
+def test_a_job_that_is_done_is_not_run_again_and_another_is_refused(job: JobProcess) -> None:
     sweep, summary = job.folder.parent, job.folder / "summary.json"
     assert math.isnan(job.result())  # its process has left no summary
     assert unfinished_jobs(sweep) == ["0"]
     summary.write_text(json.dumps({"val": {"loss": 0.5}, "train": {"loss": 0.4}}))
     (sweep / ".failed").unlink()
-    assert job.result() == 0.5
+    by_loss = replace(job, options=SweepOptions(objective="loss"))
+    assert by_loss.result() == 0.5
+    assert math.isnan(job.result())  # it has no verdict, and so no win rate
     assert unfinished_jobs(sweep) == []
     summary.write_text(json.dumps({"val": {}, "train": {"loss": 0.4}}))
-    assert objective(job.folder) == 0.4
+    assert by_loss.result() == 0.4
+
+
+def test_a_search_goes_by_the_win_rate_within_a_bound_on_the_divergence(job: JobProcess) -> None:
+    """Of two runs that win 70%, the one at KL 12 is 20% beyond the bound of 10."""
+    job.folder.mkdir()
+    (job.folder / "job.json").write_text(json.dumps({"arguments": job.arguments, "settings": ""}))
+    (job.folder / "summary.json").write_text(json.dumps({"val": {"loss": 0.5}}))
+    (job.folder / "verdict.json").write_text(json.dumps({"judge": {"name": "pairs"}}))
+    values = []
+    for kl in (9.0, 12.0):
+        point = {"step": 3, "win_rate": 0.8, "length_controlled": 0.7, "kl": kl}
+        (job.folder / "frontier.jsonl").write_text(json.dumps(point))
+        bounds = (SweepOptions(), SweepOptions(max_kl=None), SweepOptions("win_rate"))
+        values.append([replace(job, options=options).result() for options in bounds])
+    assert values == [[0.7, 0.7, 0.8], pytest.approx([-0.2, 0.7, -0.2])]
 
 
 @pytest.mark.parametrize(
     "other",
-    [Job(Path("0"), ["loss.beta=0.2"]), Job(Path("0"), ["loss.beta=0.1"], settings="seed: 3")],
+    [
+        JobProcess(Path("0"), ["loss.beta=0.2"]),
+        JobProcess(Path("0"), ["loss.beta=0.1"], settings="seed: 3"),
+    ],
 )
 def test_a_failed_job_is_unfinished_whatever_another_has_left_in_its_folder(
-    job: Job, other: Job, capsys: pytest.CaptureFixture[str]
+    job: JobProcess, other: JobProcess, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job.result()
     (job.folder / "summary.json").write_text(json.dumps({"val": {"loss": 0.5}}))
@@ -77,7 +98,7 @@ def test_a_failed_job_is_unfinished_whatever_another_has_left_in_its_folder(
 
 
 @pytest.mark.parametrize("junk", ["[1]", '{"overrides": 5}', "", "{", None])
-def test_junk_in_a_job_s_file_is_a_failed_job(job: Job, junk: str | None) -> None:
+def test_junk_in_a_job_s_file_is_a_failed_job(job: JobProcess, junk: str | None) -> None:
     job.folder.mkdir()
     if junk is None:
         (job.folder / "job.json").mkdir()
@@ -88,7 +109,7 @@ def test_junk_in_a_job_s_file_is_a_failed_job(job: Job, junk: str | None) -> Non
 
 
 @pytest.mark.parametrize("junk", ["[1]", '{"val": {"loss": "low"}}', '{"val": 3}', "", "{}"])
-def test_a_summary_without_a_loss_is_that_of_a_job_to_be_run(job: Job, junk: str) -> None:
+def test_a_summary_without_a_loss_is_that_of_a_job_to_be_run(job: JobProcess, junk: str) -> None:
     job.folder.mkdir()
     (job.folder / "summary.json").write_text(junk)
     assert math.isnan(job.result())
@@ -99,7 +120,7 @@ def test_a_sweep_ends_with_one_and_its_unfinished_jobs_or_with_what_stopped_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_sweep(tmp_path / "all done", lambda: None) == 0
-    failing = Job(tmp_path / "some" / "10", ["seed=1"])
+    failing = JobProcess(tmp_path / "some" / "10", ["seed=1"])
     assert run_sweep(tmp_path / "some", lambda: failing.failed("no disk") and None) == 1
     told = capsys.readouterr()
     assert "job 10 (seed=1) failed: no disk" in told.err

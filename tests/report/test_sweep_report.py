@@ -83,7 +83,9 @@ def sweep(tmp_path: Path) -> Path:
             content = {"diverged": "at step 3"} if seed == 3 else None
             (folder / "summary.json").write_text("{" if content is None else json.dumps(content))
             continue
-        (folder / "summary.json").write_text(json.dumps({"wall_seconds": 40.0}))
+        (folder / "summary.json").write_text(
+            json.dumps({"val": {"loss": 0.4}, "wall_seconds": 40.0})
+        )
         interval = {"value": rate, "low": rate - 0.0588, "high": rate + 0.0588}
         judge = {"name": "pairs", "unable": "", "length_controlled": interval}
         verdict = {"decision": "better", "judge": judge, "alarms": []}
