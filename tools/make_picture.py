@@ -1,12 +1,12 @@
-"""Draw the picture of the README from a run of the demo: `python tools/make_picture.py RUN`.
+"""Draw the picture of the README: `python tools/make_picture.py RUN SWEEP`.
 
-Left: the curves of training. Right: answers to held-out prompts before and after, by the demo's
-judge. Needs matplotlib (extra `bench`).
+Left: win rate against KL of a sweep over beta (`-m +sweep=demo`), a point a run and fainter ones on
+the way. Right: answers of a run of the demo to held-out prompts before and after, by the demo's own
+program. Needs matplotlib (extra `report`).
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
@@ -18,29 +18,18 @@ mpl.rcParams.update({"svg.hashsalt": "minimind_dpo", "font.size": 9, "svg.fontty
 
 import matplotlib.pyplot as plt  # noqa: E402
 
+from minimind_dpo.report.sweep import SweepReport, draw_frontier  # noqa: E402
+
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "images" / "demo.svg"
 BEFORE, AFTER = "#9aa5b1", "#2f6f9f"
 
 
-def curve(rows: list[dict[str, str]], name: str) -> tuple[list[int], list[float]]:
-    """Steps and values of a column where it has any."""
-    points = [(int(row["step"]), float(row[name])) for row in rows if row.get(name)]
-    return [step for step, _ in points], [value for _, value in points]
-
-
-def draw(run: Path) -> None:
-    """Write the picture of one run folder."""
-    with (run / "csv" / "metrics.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+def draw(run: Path, sweep: Path) -> None:
+    """Write the picture."""
     summary = json.loads((run / "summary.json").read_text(encoding="utf-8"))
-    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 2.7), width_ratios=(3, 2))
-    left.plot(*curve(rows, "train/loss"), color=AFTER, label="loss")
-    left.plot(*curve(rows, "train/rewards/margins"), color="#c76b29", label="reward margin")
-    left.plot(
-        *curve(rows, "val/rewards/accuracies"), "o-", color="#4c9a57", label="held-out accuracy"
-    )
-    left.set_xlabel("optimizer step")
-    left.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8.4, 3.0), width_ratios=(3, 2))
+    draw_frontier(left, SweepReport.of(sweep).settings)
+    left.set_title("a sweep over beta: did it get better, at what cost", fontsize=9)
     before, after = summary["demo"]["before"], summary["demo"]["after"]
     names = {"wanted_share": "wanted\nmanner", "correct_share": "right\ncontent"}
     for place, key in enumerate(names):
@@ -51,12 +40,11 @@ def draw(run: Path) -> None:
     right.set_xticks(range(len(names)), names.values())
     right.set_ylim(0, 115)
     right.set_title("answers to held-out prompts, before and after", fontsize=9)
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
+    right.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     PICTURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(PICTURE, metadata={"Date": None})
 
 
 if __name__ == "__main__":
-    draw(Path(sys.argv[1]))
+    draw(Path(sys.argv[1]), Path(sys.argv[2]))

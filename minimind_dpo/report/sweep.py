@@ -13,7 +13,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -21,6 +21,9 @@ from rich.table import Table
 from minimind_dpo.disk import write_text
 from minimind_dpo.report.jobs import Job, read_jobs
 from minimind_dpo.report.settings import RULE, Setting, compare, recommend
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class Column(NamedTuple):
@@ -62,7 +65,7 @@ _SPREAD: Final = {"length_controlled", "kl"}
 """What the recommendation goes by."""
 
 _STYLE: Final = """
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 60rem; padding: 1rem }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; padding: 1rem }
 .wide { overflow-x: auto } table { border-collapse: collapse }
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
@@ -222,20 +225,27 @@ def frontier(settings: list[Setting]) -> str:
 
     with rc_context({"svg.hashsalt": "minimind_dpo", "svg.fonttype": "path"}):
         figure = Figure(figsize=(7, 4), layout="tight")
-        axes = figure.subplots()
-        for setting in settings:
-            points = [job.point for job in setting.jobs]
-            (line,) = axes.plot(*_xy(points), "o", label=setting.name)
-            earlier = [point for job in setting.jobs for point in job.earlier]
-            axes.plot(*_xy(earlier), "o", color=line.get_color(), alpha=0.3, markersize=4)
-        axes.axhline(0.5, color="0.7", linewidth=1)
-        axes.set_xlabel("KL to the reference, nats an answer")
-        axes.set_ylabel("win rate at equal length")
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        draw_frontier(figure.subplots(), settings)
         drawing = io.StringIO()
         figure.savefig(drawing, format="svg", metadata={"Date": None})
     return drawing.getvalue()[drawing.getvalue().index("<svg") :]  # without the XML prolog
+
+
+def draw_frontier(axes: Axes, settings: Sequence[Setting]) -> None:
+    """Draw what `frontier` says into axes of matplotlib, the settings from dark to light."""
+    from matplotlib import colormaps
+
+    for place, setting in enumerate(settings):
+        color = colormaps["viridis"](0.9 * place / max(1, len(settings) - 1))
+        axes.plot(*_xy([job.point for job in setting.jobs]), "o", color=color, label=setting.name)
+        earlier = [point for job in setting.jobs for point in job.earlier]
+        axes.plot(*_xy(earlier), "o", color=color, alpha=0.35, markersize=3)
+    axes.axhline(0.5, color="0.7", linewidth=1)
+    axes.set_xlabel("KL to the reference, nats an answer")
+    axes.set_ylabel("win rate at equal length")
+    axes.yaxis.set_major_formatter("{x:.0%}")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
 
 
 def _xy(points: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
