@@ -107,7 +107,7 @@ def run_job(cfg: DictConfig, source: Source, swept: frozenset[str]) -> float:
         settings="" if source.file is None else source.file.read_text(encoding="utf-8"),
         quiet=at_once,
         devices=devices_of_job(int(hydra.job.num), cfg.trainer.devices) if at_once else None,
-        options=SweepOptions(**cfg.sweep),
+        options=SweepOptions(cfg.sweep.objective, cfg.sweep.max_kl),
     )
     if at_once and not _sweep_of_worker:
         # SIGTERM passes on to the job that this process of the launcher runs.
