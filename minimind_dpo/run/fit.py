@@ -296,9 +296,20 @@ def _log_hyperparameters(parts: _Parts) -> None:
 
 
 def _hyperparameters(config: Config) -> dict[str, Any]:
-    """What runs are told apart by; `config.yaml` has the rest."""
-    groups = ("loss.", "optim.", "schedule.", "reference.", "model.", "data.", "seed")
-    trainer = ("precision", "max_epochs", "max_steps", "accumulate_grad_batches")
-    kept = (*groups, *(f"trainer.{name}" for name in (*trainer, "gradient_clip_val")))
-    values = flat(config)
-    return {key: values[key] for prefix in kept for key in values if key.startswith(prefix)}
+    """What runs are told apart by: few, since each is a column; `config.yaml` has them all."""
+    always = ("data.batch_size", "loss.type", "loss.beta", "optim.lr", "seed")
+    groups = (
+        "loss.",
+        "optim.",
+        "schedule.",
+        "reference.",
+        "model.lora.",
+        "model.dropout",
+        "trainer.",
+    )
+    defaults = flat(Config())
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key in always or (key.startswith(groups) and value != defaults.get(key))
+    }
