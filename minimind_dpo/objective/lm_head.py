@@ -7,8 +7,9 @@ For a token with logits z = cap(scale (W h + b)), target t and upstream gradient
 Logits exist for one block of the vocabulary at a time, in the forward pass, which keeps their
 log-sum, and in the backward pass, which makes them again: memory grows with tokens and with the
 vocabulary but not with their product, and each block's rows of dW are written once. A batch whose
-logits are few keeps them instead. Products run in the precision of the autocast context; sums,
-log-sums and log-probs are float32 (float64 where the model is).
+logits are few keeps them instead. Products run in the precision of the autocast context, and on
+CUDA are written in float32, as they are summed; sums, log-sums and log-probs are float32 (float64
+where the model is).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from minimind_dpo.kernels.cpu_matmul import add_product, outer, product
+from minimind_dpo.kernels import cpu_matmul
 
 LOG2_E = 1 / math.log(2)
 
@@ -153,9 +154,9 @@ class _ScoredLogps(torch.autograd.Function):
                 dz.scatter_add_(1, column, upstream * in_block)
                 dz = logits.before_cap(dz, z)
                 if grad_states is not None:
-                    add_product(grad_states, dz, logits.weight[block].t())
+                    _add_product(grad_states, dz, logits.weight[block].t())
                 if grad_weight is not None:
-                    grad_weight[block] = outer(dz, logits.states).to(weight.dtype)
+                    grad_weight[block] = _outer(dz, logits.states, weight.dtype)
                 if grad_bias is not None:
                     grad_bias[block] = dz.sum(0, dtype=logits.exact).to(grad_bias.dtype)
         grad_states = None if grad_states is None else grad_states.to(states.dtype)
@@ -180,7 +181,7 @@ class _Logits:
 
     def of(self, block: slice) -> Tensor:
         """(N, V_block) in float32 or more."""
-        z = product(self.states, self.weight[block]).to(self.exact)
+        z = _product(self.states, self.weight[block], self.exact)
         if self.bias is not None:
             z += self.bias[block]
         if self.scale != 1.0:
@@ -194,6 +195,32 @@ class _Logits:
         if self.scale != 1.0:
             dz *= self.scale
         return dz.to(self.states.dtype)
+
+
+def _product(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """x weight^T in `dtype`, rounded to no other on the way where the device can."""
+    if _widens(x, dtype):
+        return torch.mm(x, weight.t(), out_dtype=dtype)
+    return cpu_matmul.product(x, weight).to(dtype)
+
+
+def _add_product(total: Tensor, x: Tensor, weight: Tensor) -> None:
+    if _widens(x, total.dtype):
+        total += torch.mm(x, weight.t(), out_dtype=total.dtype)
+    else:
+        cpu_matmul.add_product(total, x, weight)
+
+
+def _outer(dy: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    if _widens(x, dtype):
+        return torch.mm(dy.t(), x, out_dtype=dtype)
+    return cpu_matmul.outer(dy, x).to(dtype)
+
+
+def _widens(x: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a product of half precision is written as float32: by NVIDIA's libraries."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return half and dtype == torch.float32 and x.is_cuda and torch.version.hip is None
 
 
 class _Sums:

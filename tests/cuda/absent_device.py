@@ -106,6 +106,7 @@ class Trace(TorchDispatchMode):
         waits: Reads of device values by the host.
         uploads: Copies from host to device; `what` is `blocking` or `asynchronous`.
         attention: Calls by kernel: `varlen`, or what scaled_dot_product_attention would choose.
+        widened: Products of half precision that are written in float32.
         refusals: What the kernel's C++ code would refuse.
     """
 
@@ -120,6 +121,7 @@ class Trace(TorchDispatchMode):
         self.waits: list[Place] = []
         self.uploads: list[Place] = []
         self.attention: Counter[str] = Counter()
+        self.widened = 0
         self.refusals: list[str] = []
 
     def wait(self, what: str) -> None:
@@ -143,6 +145,8 @@ class Trace(TorchDispatchMode):
         outputs = [x for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         if name in ("aten._to_copy", "aten.copy_"):
             self._copy(name, inputs, outputs, kwargs)
+        if name == "aten.mm" and inputs[0].dtype in HALF and outputs[0].dtype == torch.float32:
+            self.widened += 1
         on_device = reads_device or any(x.device.type == "cuda" for x in outputs)
         if on_device and name not in NO_KERNEL and not returns_view(func):
             self.kernels[name] += 1

@@ -54,6 +54,14 @@ def test_half_precision_runs_one_attention_kernel_a_layer_and_pass(
     assert step["kernels"] < 700
 
 
+@pytest.mark.parametrize("asked", [*HALF, *OLD], ids=_key)
+def test_the_head_s_products_are_written_in_float32(
+    asked: dict[str, Any], steps: dict[str, dict[str, Any]]
+) -> None:
+    """Two blocks of the vocabulary, each for logits, gradients of states and of weights."""
+    assert steps[_key(asked)]["widened"] == 2 * 3
+
+
 @pytest.mark.parametrize("asked", [*HALF, *OLD, *FULL], ids=_key)
 def test_a_step_never_waits_for_the_device(
     asked: dict[str, Any], steps: dict[str, dict[str, Any]]

@@ -1,7 +1,8 @@
 """Trace training steps on an absent CUDA device: `python traced_steps.py REQUEST`, JSON in and out.
 
 REQUEST is a list of {generation, precision, capability, layout}; the answer lists, for each, what
-the second of two steps did: kernels, waits, uploads, attention by kernel, refusals.
+the second of two steps did: kernels, waits, uploads, attention by kernel, refusals,
+and products of half precision that are written in float32.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ def traced(asked: dict[str, Any]) -> dict[str, Any]:
         "waits": [f"{place.what} at {place.line}" for place in trace.waits],
         "uploads": [f"{place.what} at {place.line}" for place in trace.uploads],
         "attention": dict(trace.attention),
+        "widened": trace.widened,
         "refusals": sorted(set(trace.refusals)),
     }
 

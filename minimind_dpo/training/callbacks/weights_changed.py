@@ -27,11 +27,14 @@ class WeightsChanged(Callback):
         self._start: dict[str, Tensor] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Keep the start on the CPU, on one rank, before a checkpoint is restored."""
+        """Keep the start, on one rank, before a checkpoint is restored.
+
+        It stays in main memory, page-locked where there is CUDA, so that it takes none of a GPU's.
+        """
         assert isinstance(pl_module, DPOModule)
         if trainer.is_global_zero and not self._start:
             self._start = {
-                name: parameter.detach().cpu().clone()
+                name: _aside(parameter.detach().cpu())
                 for name, parameter in pl_module.policy.named_parameters()
                 if parameter.requires_grad
             }
@@ -51,9 +54,17 @@ class WeightsChanged(Callback):
             return
         self._step = trainer.global_step
         current = dict(module.policy.named_parameters())
-        changed = sum(
-            int(torch.count_nonzero(current[name].detach().cpu() != start))
+        counts = [
+            torch.count_nonzero(
+                current[name].detach() != start.to(module.device, non_blocking=True)
+            )
             for name, start in self._start.items()
-        )
+        ]
+        # One read of the device for all tensors.
+        changed = int(torch.stack(counts).sum()) if counts else 0
         self.share = changed / max(1, sum(start.numel() for start in self._start.values()))
         module.publish("train", {"weights_changed": self.share})
+
+
+def _aside(weights: Tensor) -> Tensor:
+    return weights.pin_memory() if torch.cuda.is_available() else weights.clone()
