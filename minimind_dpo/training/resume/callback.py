@@ -28,6 +28,7 @@ from minimind_dpo.training.options import CheckpointOptions
 from minimind_dpo.training.resume.best import BestCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
+    AtomicCheckpointIO,
     set_aside_newer,
     step_file,
     step_files,
@@ -165,10 +166,13 @@ class ResumeCheckpoint(Checkpoint):
 
         Raises:
             Stopped: On all ranks, once the state is saved.
+            CheckpointSaveError: A state could not be written while training went on.
         """
         if not ends_step(trainer):
             return
         self.stop.step = trainer.global_step
+        if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            io.raise_failure()
         self._validation_due = validation_follows(trainer)
         stopped = (self._answer or self.stop.ask(trainer))()
         exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
@@ -252,11 +256,16 @@ class ResumeCheckpoint(Checkpoint):
         finally:
             self._saving = False
         self._saved_step = step
-        self.stop.note_saved(step_file(self.folder, step), step)
-        if trainer.is_global_zero:
-            # Only now: until the new one is proved, the older ones are all there is.
-            for path in step_files(self.folder)[self.keep :]:
-                path.unlink(missing_ok=True)
+
+        def is_proved() -> None:
+            self.stop.note_saved(step_file(self.folder, step), step)
+            if trainer.is_global_zero:
+                # Only now: until the new one is proved, the older ones are all there is.
+                for path in step_files(self.folder)[self.keep :]:
+                    path.unlink(missing_ok=True)
+
+        io = trainer.strategy.checkpoint_io
+        io.then(is_proved) if isinstance(io, AtomicCheckpointIO) else is_proved()
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         """After a step has ended and before the next one has, save that end and stop."""

@@ -3,6 +3,8 @@
 save    temporary file beside the target -> fsync -> read back against its checksums -> rename
         over the target -> fsync the folder
 load    checksums first, then torch's weights-only loader: nothing in a file can run code
+
+A state on a GPU is copied and written by a thread (`background_write`), with the same guarantees.
 """
 
 from __future__ import annotations
@@ -22,6 +24,11 @@ from lightning.pytorch.plugins import CheckpointIO
 
 from minimind_dpo.disk import replacing, sync, zip_fault
 from minimind_dpo.os_errors import first_line, is_full
+from minimind_dpo.training.resume.background_write import (
+    BackgroundWriter,
+    is_on_cuda,
+    set_aside,
+)
 
 log = logging.getLogger(__name__)
 
@@ -43,12 +50,17 @@ class CheckpointSaveError(OSError):
 class AtomicCheckpointIO(CheckpointIO):
     """Lightning's storage plugin: a file under its own name is always whole.
 
+    Args:
+        background: Write in a thread; None where the state is on a GPU. Only one write at a time.
+
     Attributes:
         seconds: Time that all saves together took.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, background: bool | None = None) -> None:
+        self.background = background
         self.seconds = 0.0
+        self._writer = BackgroundWriter()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -56,10 +68,24 @@ class AtomicCheckpointIO(CheckpointIO):
         """Write `checkpoint` to `path`, or leave `path` as it is.
 
         Raises:
-            CheckpointSaveError: Disk full, not writable, or not readable as it was written.
+            CheckpointSaveError: Disk full, not writable, or not readable as it was written; of a
+                write in a thread, at the next step, save or end.
         """
-        started = time.perf_counter()
+        self._writer.wait()
         target = Path(path)
+        if not (is_on_cuda(checkpoint) if self.background is None else self.background):
+            self._write(checkpoint, target)
+            return
+        copied, wait_for_copy = set_aside(checkpoint)
+
+        def write() -> None:
+            wait_for_copy()
+            self._write(copied, target)
+
+        self._writer.do(write)
+
+    def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
+        started = time.perf_counter()
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             with replacing(target) as temporary:
@@ -86,11 +112,27 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             DamagedCheckpointError: Naming the file and what is wrong with it.
         """
+        self._writer.wait()
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Delete a checkpoint, if it is there."""
-        Path(path).unlink(missing_ok=True)
+        """Delete a checkpoint, if it is there, once those saved before are proved."""
+        self.then(lambda: Path(path).unlink(missing_ok=True))
+
+    def then(self, action: Callable[[], Any]) -> None:
+        """Do something once all that was saved before is proved; never if that fails."""
+        if self._writer.idle:
+            action()
+        else:
+            self._writer.do(action)
+
+    def raise_failure(self) -> None:
+        """Raise what has kept a thread from saving, if anything has."""
+        self._writer.raise_failure()
+
+    def teardown(self) -> None:
+        """Wait for what is being written; at the end of a run, and when it stops or fails."""
+        self._writer.wait()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
