@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -31,7 +32,7 @@ from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
-from minimind_dpo.evaluation.scoring import score_pairs, token_batches
+from minimind_dpo.evaluation.scoring import begin_scoring, one_behind, token_batches
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.compile_layers import compile_layers
@@ -211,12 +212,15 @@ def _score(
     positions = torch.tensor(rows, dtype=torch.int64).numpy()
     step.policy.eval()
     tokens = step.collate.tokens(store.lengths[positions])
-    for part in token_batches(positions, tokens, request.batch_tokens):
-        logps = score_pairs(
+
+    def begin(part: np.ndarray) -> Callable[[], list[np.ndarray]]:
+        return begin_scoring(
             step.policy,
             [store[int(row)] for row in part],
             step.collate,
             device=torch.device(request.device),
             precision_context=lambda: autocast(request),
         )
+
+    for part, logps in one_behind(token_batches(positions, tokens, request.batch_tokens), begin):
         cache.write(part, logps)

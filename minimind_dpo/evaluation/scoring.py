@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -31,18 +31,51 @@ def score(
     return sequence_logps(model, batch, statistics=statistics, aux_loss=aux_loss)
 
 
-def score_pairs(
+def begin_scoring(
     model: PreTrainedModel,
     pairs: Sequence[TokenizedPair],
     collate: Collator,
     *,
     device: torch.device,
     precision_context: Callable[[], contextlib.AbstractContextManager[object]],
-) -> list[np.ndarray]:
-    """Log-probs of some pairs: float32 (chosen + rejected length,) each, chosen first."""
-    batch = collate(pairs).to(device)
+) -> Callable[[], list[np.ndarray]]:
+    """Start to score some pairs; on CUDA nothing is waited for here.
+
+    Returns:
+        What waits for the log-probs: float32 (chosen + rejected length,) a pair, chosen first.
+    """
+    batch, on_cuda = collate(pairs), device.type == "cuda"
+    batch = (batch.pin_memory() if on_cuda else batch).to(device, non_blocking=on_cuda)
     with torch.inference_mode(), precision_context():
-        logps = score(model, batch).token_logps.float().cpu().numpy()
+        # Into page-locked memory, so that the device goes on.
+        logps = score(model, batch).token_logps.float().to("cpu", non_blocking=on_cuda)
+    copied = torch.cuda.Event() if on_cuda else None
+    if copied is not None:
+        copied.record()
+
+    def finish() -> list[np.ndarray]:
+        if copied is not None:
+            copied.synchronize()
+        return _by_pair(logps.numpy(), pairs)
+
+    return finish
+
+
+def one_behind(
+    parts: Iterable[np.ndarray], begin: Callable[[np.ndarray], Callable[[], list[np.ndarray]]]
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Each part and what was begun for it, read once the next part has been begun."""
+    begun: tuple[np.ndarray, Callable[[], list[np.ndarray]]] | None = None
+    for part in parts:
+        following = part, begin(part)
+        if begun is not None:
+            yield begun[0], begun[1]()
+        begun = following
+    if begun is not None:
+        yield begun[0], begun[1]()
+
+
+def _by_pair(logps: np.ndarray, pairs: Sequence[TokenizedPair]) -> list[np.ndarray]:
     chosen = np.cumsum([0, *(len(pair.chosen_ids) for pair in pairs)])
     rejected = chosen[-1] + np.cumsum([0, *(len(pair.rejected_ids) for pair in pairs)])
     return [

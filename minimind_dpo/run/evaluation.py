@@ -26,6 +26,7 @@ from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.lora import adapters_off, has_adapters
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.judges import build_judge
+from minimind_dpo.training.options import BATCH_TOKENS
 
 
 def lending(model: PreTrainedModel) -> Lend:
@@ -103,7 +104,7 @@ def build_evaluation(
         fit_pairs=[train_store[row] for row in _some(data.train_rows, most, random)],
         test_pairs=[held_out[place] for place in _some(np.arange(len(held_out)), most, random)],
         collate=data.collate,
-        batch_tokens=config.reference.batch_tokens,
+        batch_tokens=config.reference.batch_tokens or BATCH_TOKENS,
         longest=config.evaluate.max_new_tokens,
         bar=bar,
     )
@@ -116,7 +117,7 @@ def build_evaluation(
         end_ids=end_ids(policy.model, chat),
         decode=chat.decode,
         collate=data.collate,
-        batch_tokens=config.reference.batch_tokens,
+        batch_tokens=config.reference.batch_tokens or BATCH_TOKENS,
     )
     judge, also = (
         build_judge(name, config, ground, prompts, key, folder, lambda: policy.model.device)

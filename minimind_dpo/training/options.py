@@ -186,6 +186,10 @@ class ScheduleOptions:
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1
 
 
+BATCH_TOKENS: Final = 16384
+"""Of a forward pass without gradients, where neither the user nor a GPU's memory says more."""
+
+
 @dataclass
 class ReferenceOptions:
     """The frozen reference and how its log-probs are had."""
@@ -193,7 +197,7 @@ class ReferenceOptions:
     path: str | None = None
     mode: Annotated[str, Choices("precomputed", "online", "none")] = "precomputed"
     dtype: Annotated[str | None, Choices("float32", "float64", "bfloat16", "float16")] = None
-    batch_tokens: Annotated[int, COUNT] = 16384
+    batch_tokens: Annotated[int | None, COUNT] = None
 
 
 @dataclass
@@ -286,7 +290,9 @@ class SamplesOptions:
     prompts: list[str] | None = None
     max_new_tokens: Annotated[int, COUNT] = 128
     temperature: Annotated[float, NOT_NEGATIVE] = 0.7
-    every: Annotated[Any, Form(_is_sampling_time, "val, or a number of optimizer steps")] = "val"
+    every: Annotated[Any, Form(_is_sampling_time, "val, a number of optimizer steps, or null")] = (
+        None
+    )
 
 
 @dataclass

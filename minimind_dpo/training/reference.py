@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import lightning as L
@@ -22,9 +22,10 @@ from minimind_dpo.batch import PairLogps, PreferenceBatch
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
-from minimind_dpo.evaluation.scoring import evaluating, score_pairs, token_batches
+from minimind_dpo.evaluation.scoring import begin_scoring, evaluating, one_behind, token_batches
 from minimind_dpo.evaluation.scoring import score as score_batch
 from minimind_dpo.models.lora import adapters_off
+from minimind_dpo.training.options import BATCH_TOKENS
 from minimind_dpo.training.reference_key import reference_key
 from minimind_dpo.training.shown_progress import progress
 
@@ -91,7 +92,7 @@ class PrecomputedReference:
 
     Args:
         model: The reference, freed after the pass; None takes the policy as it starts.
-        batch_tokens: Most tokens of a forward pass.
+        batch_tokens: Most tokens of a forward pass; None for `tokens_at_a_time`.
         progress: Show a progress bar.
 
     Attributes:
@@ -103,7 +104,7 @@ class PrecomputedReference:
         self,
         model: PreTrainedModel | None = None,
         *,
-        batch_tokens: int = 16384,
+        batch_tokens: int | None = None,
         progress: bool = True,
     ) -> None:
         self.model = model
@@ -152,20 +153,36 @@ class PrecomputedReference:
             _log.info(_scope(run_rows, data.stores, total, trainer.world_size))
         with evaluating(model), self._shown(trainer, total) as advance:
             for store, cache, rows in jobs:
-                tokens = data.collate.tokens(store.lengths[rows])
                 with cache:
-                    for part in token_batches(rows, tokens, self.batch_tokens):
-                        logps = score_pairs(
-                            model,
-                            [store[row] for row in part.tolist()],
-                            data.collate,
-                            device=trainer.strategy.root_device,
-                            precision_context=trainer.precision_plugin.forward_context,
-                        )
+                    for part, logps in self._logps(trainer, data, model, store, rows):
                         cache.write(part, logps)
                         advance(len(part))
         self.scored = total
         trainer.strategy.barrier("reference log-probs")
+
+    def _logps(
+        self,
+        trainer: L.Trainer,
+        data: PreferenceDataModule,
+        model: PreTrainedModel,
+        store: TokenStore,
+        rows: np.ndarray,
+    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+        """Rows of each batch and their log-probs, read while the next batch is on the device."""
+        device = trainer.strategy.root_device
+        budget = self.batch_tokens or tokens_at_a_time(device)
+
+        def begin(part: np.ndarray) -> Callable[[], list[np.ndarray]]:
+            return begin_scoring(
+                model,
+                [store[row] for row in part.tolist()],
+                data.collate,
+                device=device,
+                precision_context=trainer.precision_plugin.forward_context,
+            )
+
+        tokens = data.collate.tokens(store.lengths[rows])
+        return one_behind(token_batches(rows, tokens, budget), begin)
 
     def _shown(
         self, trainer: L.Trainer, total: int
@@ -185,6 +202,18 @@ class PrecomputedReference:
                 "(PreferenceDataModule.attach_reference) or use reference.mode=online"
             )
         return PairLogps(batch.reference_token_logps, batch.sequence_id, batch.lengths)
+
+
+def tokens_at_a_time(device: torch.device) -> int:
+    """Tokens of a forward pass without gradients: 16,384, and on CUDA what its free memory takes.
+
+    A token takes at most 0.1 MB for logits and as much in the widest layer of a small model; three
+    times that is left.
+    """
+    if device.type != "cuda":
+        return BATCH_TOKENS
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(4096, min(65536, free // 600_000))
 
 
 def _silent(count: int) -> None:

@@ -59,6 +59,46 @@ def test_a_rank_that_looks_after_the_other_has_written_still_leaves_no_row_out(
     assert scored == len(store)
 
 
+def test_log_probs_of_a_batch_are_read_once_the_next_one_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    begin = reference_module.begin_scoring
+
+    def watched(model: Any, pairs: Any, *args: Any, **keywords: Any) -> Any:
+        number = sum(event.startswith("begin") for event in events)
+        events.append(f"begin {number}")
+        finish = begin(model, pairs, *args, **keywords)
+
+        def finished() -> Any:
+            events.append(f"read {number}")
+            return finish()
+
+        return finished
+
+    monkeypatch.setattr(reference_module, "begin_scoring", watched)
+    policy = load_model(MODEL, TOKENIZER)
+    options = DataOptions(train=HELD_OUT, val_fraction=0, cache_dir=str(tmp_path))
+    data = PreferenceDataModule(policy.tokenizer, options, progress=False)  # type: ignore[arg-type]
+    data.setup("fit")
+    # 200 pairs of about 35 tokens: two batches and a rest for one of two ranks.
+    reference = PrecomputedReference(batch_tokens=1500, progress=False)
+    reference._score(rank_of_two(0), data, policy.model)
+    assert events == ["begin 0", "begin 1", "read 0", "begin 2", "read 1", "read 2"]
+    assert reference.scored == 100
+
+
+@pytest.mark.parametrize(
+    ("free", "tokens"), [(8e9, 13_333), (24e9, 40_000), (80e9, 65_536), (1e9, 4096)]
+)
+def test_the_pass_takes_as_many_tokens_as_the_card_has_memory_for(
+    free: float, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), 80 * 10**9))
+    assert reference_module.tokens_at_a_time(torch.device("cuda")) == tokens
+    assert reference_module.tokens_at_a_time(torch.device("cpu")) == 16384
+
+
 def test_the_cache_s_key_holds_whatever_changes_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
     model, cpu = tiny_model(), torch.device("cpu")
 

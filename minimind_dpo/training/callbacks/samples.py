@@ -26,7 +26,7 @@ SHOWN = 600
 
 
 class SampledAnswers(Callback):
-    """Samples answers at each validation (or every n steps) and at the end.
+    """Samples answers at the start and the end, and at each validation or every n steps if asked.
 
     They go to TensorBoard as text, to other loggers as a table where they have one, and to
     `samples.md` in the run's folder.
@@ -38,7 +38,7 @@ class SampledAnswers(Callback):
         folder: The run's folder.
         max_new_tokens: Longest answer.
         temperature: Of sampling; 0 takes the most probable token each time.
-        every: `val`, or a number of optimizer steps.
+        every: `val`, a number of optimizer steps, or None for the start and the end alone.
         seed: The same draws each time, so that a change of answer is a change of policy.
         stop: Set by signal handlers; nobody waits for answers once it is.
     """
@@ -51,7 +51,7 @@ class SampledAnswers(Callback):
         folder: Path,
         max_new_tokens: int = 128,
         temperature: float = 0.7,
-        every: str | int = "val",
+        every: str | int | None = None,
         seed: int = 0,
         stop: StopRequest | None = None,
     ) -> None:
@@ -74,7 +74,7 @@ class SampledAnswers(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """Every n optimizer steps; at the first batch this is before any training."""
-        if self.every != "val" and trainer.global_step % int(self.every) == 0:
+        if isinstance(self.every, int) and trainer.global_step % self.every == 0:
             self._sample(trainer, pl_module)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
