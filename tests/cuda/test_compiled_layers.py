@@ -66,3 +66,20 @@ def test_a_layer_is_one_graph_with_the_kernel_in_it_whatever_the_batch() -> None
                 graphs.append(counter.frame_count)
     assert graphs[-1] <= 4
     assert len(set(graphs[1:6])) == 1
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_inside_gradient_checkpointing_torch_compiles_nothing_so_the_pair_is_refused(
+    checkpointing: bool,
+) -> None:
+    torch.compiler.reset()
+    model, counter = tiny_model().train(), CompileCounter()
+    for layer in decoder_layers(model):
+        layer.compile(dynamic=True, backend=counter)
+    if checkpointing:
+        model.activation_checkpointing_enable()
+    for count in (1, 3, 5):
+        batch = Collator("prefix_shared", max_length=64)(made_up_pairs(count))
+        sequence_logps(model, batch).sums.sum().backward()
+    torch.compiler.reset()
+    assert (counter.frame_count > 0) != checkpointing

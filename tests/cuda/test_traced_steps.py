@@ -85,4 +85,5 @@ def test_cards_and_precisions_without_the_kernel_never_reach_it(
     step = steps[_key(asked)]
     assert step["refusals"] == []
     assert "varlen" not in step["attention"]
-    assert "cudnn" not in step["attention"]
+    # Neither cuDNN's plan for each new shape nor all scores written out.
+    assert not {"cudnn", "math"} & step["attention"].keys()

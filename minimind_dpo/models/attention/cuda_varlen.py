@@ -59,6 +59,12 @@ def takes_varlen(query: Tensor, value: Tensor, softcap: float | None, dropout: f
     return obstacle is None
 
 
+def has_flash(dtype: torch.dtype) -> bool:
+    """Whether flash attention takes a dtype on the current device."""
+    *capability, built = _card()
+    return dtype in _HALF and tuple(capability) >= CAPABILITY and built
+
+
 @torch.compiler.assume_constant_result
 def _card() -> tuple[int, int, bool]:
     """Compute capability of the current device, and whether torch has flash attention for it."""

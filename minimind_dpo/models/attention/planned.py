@@ -25,6 +25,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from minimind_dpo.batch import AttentionPlan
 from minimind_dpo.models.attention.cpu_blocks import block_attention
 from minimind_dpo.models.attention.cuda_varlen import (
+    has_flash,
     in_autocast_dtype,
     on_cuda,
     takes_varlen,
@@ -178,12 +179,10 @@ def _attend(
 def _lacks_groups(query: Tensor, mask: Tensor | None) -> bool:
     """Whether CUDA's fused kernels for this call take no grouped heads.
 
-    Flash attention does; the memory-efficient kernel, for masks and full precision, does not, and
-    torch would fall back to the mathematical path, which writes all scores.
+    Flash attention does; the memory-efficient kernel, for masks, full precision and cards of before
+    8.0, does not, and torch would fall back to the mathematical path, which writes all scores.
     """
-    return query.is_cuda and (
-        mask is not None or query.dtype not in (torch.float16, torch.bfloat16)
-    )
+    return query.is_cuda and (mask is not None or not has_flash(query.dtype))
 
 
 def _causal_mask(
