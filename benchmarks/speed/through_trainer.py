@@ -60,7 +60,8 @@ class _Timed(Callback):
     ) -> None:
         assert isinstance(pl_module, DPOModule)
         if trainer.global_step == 1:
-            self.first = FirstStep(float(outputs["loss"]), pl_module.grad_norm)
+            pl_module.guard.read(trainer)
+            self.first = FirstStep(float(outputs["loss"]), pl_module.guard.norm)
             self.clock.start()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
