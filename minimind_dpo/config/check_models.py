@@ -83,10 +83,9 @@ def _chat_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 def _check_policy(config: Config, tokenizer: PreTrainedTokenizerBase | Literal[False]) -> None:
     loaded = _load(config, config.model.path, tokenizer, "model.path")
-    lora = config.model.lora
-    if lora.r:
-        add_adapters(loaded.model, r=lora.r, alpha=lora.alpha, target_modules=lora.target_modules)
-    if config.export.hf or lora.r:
+    if config.model.lora.r:
+        add_adapters(loaded.model, config.model.lora)
+    if config.export.hf or config.model.lora.r:
         rehearse_export(loaded.model, tokenizer or None, loaded.dialect)
 
 

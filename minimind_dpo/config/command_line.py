@@ -98,13 +98,13 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     version: Any = parser._option_string_actions["--version"]
     version.version = f"minimind_dpo {__version__}"
     parser.add_argument("--config")
-    known = [name for name in parser._option_string_actions if name.startswith("--")]
+    flags = [name for name in parser._option_string_actions if name.startswith("--")]
 
     def refuse(message: str) -> NoReturn:
         flag = re.search(r"unrecognized arguments: (-\S+)", message)
         if flag is None:
             raise ConfigError([Problem("command line", message, "All flags: --hydra-help.")])
-        raise ConfigError([_unknown_flag(flag.group(1), arguments, known)])
+        raise ConfigError([_unknown_flag(flag.group(1), arguments, flags)])
 
     parser.error = refuse  # type: ignore[method-assign]
     return parser
@@ -149,11 +149,7 @@ def _search(config_dir: str | None, overrides: Sequence[str]) -> list[str]:
 
 
 def _source(typed: argparse.Namespace) -> Source:
-    """The files that flags name.
-
-    Raises:
-        ConfigError: One is not there, or two are named.
-    """
+    """The files that flags name; refuses one that is not there, and two at once."""
     conf = SHIPPED.conf
     if typed.config_path is not None:
         conf = Path(typed.config_path).expanduser().absolute()
@@ -206,8 +202,8 @@ def completed(line: CommandLine) -> CommandLine:
     Raises:
         ConfigError: It resumes a state that no run's `config.yaml` belongs to.
     """
-    named = any(_NAMED.match(override) for override in line.overrides)
-    if named or line.source != SHIPPED or line.shows in ("help", "hydra_help"):
+    names_data = any(_NAMED.match(override) for override in line.overrides)
+    if names_data or line.source != SHIPPED or line.shows in ("help", "hydra_help"):
         return line
     run = None if line.multirun else _resumed_run(line.overrides)
     if run is not None:
@@ -240,11 +236,7 @@ def _resumed_run(overrides: Sequence[str]) -> Path | None:
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:
-    """Overrides as Hydra reads them.
-
-    Raises:
-        ConfigError: One cannot be read.
-    """
+    """Overrides as Hydra reads them, or ConfigError."""
     try:
         return list(OverridesParser.create().parse_overrides(list(overrides)))
     except OverrideParseException as error:

@@ -7,6 +7,7 @@ checked afterwards by `minimind_dpo.config.check`. Nothing here imports torch, s
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import is_dataclass
 from typing import Final
@@ -36,8 +37,9 @@ _NOT_COMPOSED: Final = (
 """What Hydra raises on a configuration that cannot be composed, on odd values as well."""
 
 
+@functools.cache
 def register_schemas() -> None:
-    """Tell Hydra the types of every key, and OmegaConf the `package` resolver. Repeatable.
+    """Tell Hydra the types of every key, and OmegaConf the `package` resolver.
 
     `${package:demo/assets}` is the absolute path of a file that ships inside this package.
     """
@@ -135,8 +137,8 @@ def to_config(cfg: DictConfig) -> Config:
         cfg = OmegaConf.create(cfg)  # a copy
         for key in OmegaConf.missing_keys(cfg):
             OmegaConf.update(cfg, key, "")
-        given = set(_given_keys(cfg))
-        deleted = [Problem(key, "was deleted") for key in schema_keys() if key not in given]
+        keys = set(_given_keys(cfg))
+        deleted = [Problem(key, "was deleted") for key in schema_keys() if key not in keys]
         if deleted:
             raise ConfigError(deleted)
         OmegaConf.resolve(cfg)  # an interpolation's value has to be of the key's type as well
@@ -146,7 +148,7 @@ def to_config(cfg: DictConfig) -> Config:
         key = str(getattr(error, "full_key", None) or _unresolved_key(cfg) or "configuration")
         raise ConfigError([Problem(key, f"cannot be resolved ({first})")]) from error
     assert isinstance(config, Config)
-    unknown = sorted(given - set(schema_keys()))
+    unknown = sorted(keys - set(schema_keys()))
     if unknown:
         # `+loss.bta=1` gets past the schema: OmegaConf lets a plus add attributes to dataclasses.
         raise ConfigError([unknown_key(key, OmegaConf.select(cfg, key)) for key in unknown])

@@ -55,7 +55,7 @@ def compose_problem(
     """
     # Where Hydra looked for a group's options says nothing to a user.
     message = str(error).strip().split("\nConfig search path")[0]
-    given = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
+    value_of = dict(override.lstrip("+~").partition("=")[::2] for override in overrides)
     nameless = [override for override in overrides if re.match(r"[+~]*=", override)]
     if nameless:
         return Problem("command line", f"{nameless[0]} names no key", "Give key=value.")
@@ -64,11 +64,11 @@ def compose_problem(
     unknown = re.search(r"Could not override '([^']+)'", message)
     if unknown:
         key = unknown.group(1)
-        return unknown_key(key, given.get(key, ...))
+        return unknown_key(key, value_of.get(key, ...))
     merging = re.match(r"Error merging override [+~]*([^=\s]+)", message)
     if merging and error.__cause__ is not None:
         key = merging.group(1)
-        return Problem(key, str(error.__cause__).splitlines()[0], value=given.get(key, ...))
+        return Problem(key, str(error.__cause__).splitlines()[0], value=value_of.get(key, ...))
     in_file = re.match(r"In '(.+)': \w+ raised while composing config:\n(.*)", message)
     if in_file:
         return _in_file(in_file.group(1), in_file.group(2), message, source)
@@ -116,13 +116,7 @@ def _no_such_file(group: str, option: str, listed: str, options: str) -> Problem
 
 
 def unknown_key(key: str, value: Any = ..., place: str = "") -> Problem:
-    """There is no such key; the nearest one is named.
-
-    Args:
-        key: As it was given.
-        value: What was given; an ellipsis where there is nothing to show.
-        place: Where it stands, if not on the command line.
-    """
+    """There is no such key (at `place`, if not on the command line); the nearest one is named."""
     if key.startswith("logger.options."):
         fix = f"If the logger's class has such a keyword: +{key}={shown(value)}"
     elif key in _ADVICE:

@@ -82,8 +82,8 @@ class Source:
         content = _load(self.file)
         groups = self.groups()
         chosen = {override.lstrip("+").partition("=")[0] for override in overrides} & groups.keys()
-        own = ("run_dir", "resume", "resume_with_changes") if self.resumed else ()
-        content = {k: v for k, v in content.items() if k not in chosen and k not in own}
+        of_run = ("run_dir", "resume", "resume_with_changes") if self.resumed else ()
+        content = {k: v for k, v in content.items() if k not in chosen and k not in of_run}
         defaults = [_as_override(entry, groups) for entry in content.pop("defaults", None) or ()]
         for group in sorted(groups.keys() & content.keys()):
             if isinstance(content[group], str):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -18,53 +18,23 @@ import torch
 from torch.utils.data import DataLoader
 
 from minimind_dpo.batch import PreferenceBatch
+from minimind_dpo.data.batches.division import Division, too_few
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.batches.loader import LaidOutPairs, PlannedLoader
 from minimind_dpo.data.batches.split import split_indices
 from minimind_dpo.data.batches.step_plan import StepSampler, StepShape, carry_over
 from minimind_dpo.data.options import DataOptions
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.options.problem import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """How a trainer divides the data: what is read of `lightning.Trainer`.
-
-    Attributes:
-        accumulate: Micro-batches of an optimizer step.
-        world_size: Ranks.
-        rank: This one.
-        limit_train: `limit_train_batches`: micro-batches of an epoch, a share, or None.
-        limit_val: The same of validation.
-    """
-
-    accumulate: int = 1
-    world_size: int = 1
-    rank: int = 0
-    limit_train: int | float | None = None
-    limit_val: int | float | None = None
-
-    @classmethod
-    def of(cls, trainer: L.Trainer | None) -> Division:
-        """A trainer's; one micro-batch a step on one rank where there is none."""
-        if trainer is None:
-            return cls()
-        return cls(
-            trainer.accumulate_grad_batches,
-            trainer.world_size,
-            trainer.global_rank,
-            trainer.limit_train_batches,
-            trainer.limit_val_batches,
-        )
 
 
 class PreferenceDataModule(L.LightningDataModule):
@@ -254,8 +224,8 @@ class PreferenceDataModule(L.LightningDataModule):
             drop_last=self.options.drop_last,
         )
         if not sampler.whole:
-            raise DataError([_too_few(sampler)])
-        sampler.limit = _limit(sampler.whole, "train", division.limit_train)
+            raise DataError([too_few(sampler)])
+        sampler.limit = division.limit(sampler.whole, "train")
         return sampler
 
     def most_tokens(self, batch_size: int, division: Division) -> int:
@@ -287,7 +257,7 @@ class PreferenceDataModule(L.LightningDataModule):
         """
         division = division or Division.of(self.trainer)
         sampler = self._sampler(self.val_store, self.val_rows, division, 1, shuffle=False)
-        sampler.limit = _limit(sampler.whole, "val", division.limit_val)
+        sampler.limit = division.limit(sampler.whole, "val")
         return sampler
 
     def _sampler(
@@ -333,32 +303,4 @@ def _spread(shape: Mapping[str, int]) -> str:
     return (
         f"{shape['batch_size']} pairs x {shape['accumulate']} micro-batches x "
         f"{shape['world_size']} devices"
-    )
-
-
-def _limit(batches: int, phase: str, limit: int | float | None) -> int | None:
-    """Lightning's limit of a phase as a number of micro-batches."""
-    if limit is None or (isinstance(limit, float) and limit == 1.0):
-        return None
-    if not isinstance(limit, float):
-        return min(limit, batches)
-    if limit > 0 and int(batches * limit) == 0:
-        what = f"of the {batches} micro-batches of an epoch, this share is less than one"
-        advice = f"give a number of micro-batches, or a share of at least {1 / batches:.2g}"
-        raise DataError([Problem(f"trainer.limit_{phase}_batches={limit:g}", f"{what}: {advice}")])
-    return int(batches * limit)
-
-
-def _too_few(sampler: StepSampler) -> Problem:
-    """Fewer pairs than a step has, where cut steps are left out."""
-    shape = sampler.shape
-    step = (
-        f"data.batch_size={shape.batch_size} x trainer.accumulate_grad_batches={shape.accumulate} "
-        f"x {shape.world_size} devices"
-    )
-    return Problem(
-        "data.drop_last=true",
-        f"the {len(sampler.rows)} training pairs do not fill one optimizer step of "
-        f"{shape.pairs_per_step} ({step}), and a step that is not full is left out: lower these, "
-        "or set data.drop_last=false",
     )

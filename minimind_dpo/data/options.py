@@ -148,5 +148,5 @@ def _file_problems(key: str, entries: list[str]) -> Generator[Problem, None, set
         return {os.path.realpath(file.path) for file in resolve_files(entries)}
     except DataError as error:
         for problem in error.problems:
-            yield Problem(key, problem.message, value=problem.source)
+            yield Problem(key, problem.why, problem.fix, problem.key)
     return set()

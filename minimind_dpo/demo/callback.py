@@ -43,12 +43,7 @@ class DemoJudge(Callback):
                 self._before = self._evaluate()
 
     def conclude(self, before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, Any]:
-        """Judge the policy as it is now, print the table, and return its numbers.
-
-        Args:
-            before: Validation at step 0.
-            after: Validation of the policy as it is now.
-        """
+        """Judge the policy as it is now, print the table, and return its numbers."""
         with console.status("Sampling and judging answers after training"):
             scores = self._evaluate()
         assert self._before is not None

@@ -124,10 +124,10 @@ def evaluate(
         )
     for prompt in prompts:
         question_of(prompt)
-    asked = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
-    prompt_ids = [chat.encode_prompt(chat.question(prompt)) for prompt in asked]
+    repeated = [prompt for prompt in prompts for _ in range(samples_per_prompt)]
+    prompt_ids = [chat.encode_prompt(chat.question(prompt)) for prompt in repeated]
     end = chat.tokenizer.eos_token_id
-    drawn = sample_completions(
+    completions = sample_completions(
         model,
         prompt_ids,
         end_ids=[end],
@@ -136,18 +136,18 @@ def evaluate(
         seed_each_batch=False,
         batch_size=batch_size,
     )
-    answers = tuple(_judged(chat, *each, end) for each in zip(asked, drawn, strict=True))
+    answers = tuple(_judged(chat, *each, end) for each in zip(repeated, completions, strict=True))
     kl = None
     if reference is not None:
         nats = 0.0
-        for start in range(0, len(asked), batch_size):
+        for start in range(0, len(repeated), batch_size):
             rows = slice(start, start + batch_size)
-            nats += _kl_sum(model, reference, prompt_ids[rows], drawn[rows])
-        kl = nats / len(asked)
+            nats += _kl_sum(model, reference, prompt_ids[rows], completions[rows])
+        kl = nats / len(repeated)
     return DemoScores(
         wanted=sum(answer.wanted for answer in answers) / len(answers),
         correct=sum(answer.correct for answer in answers) / len(answers),
-        mean_tokens=sum(map(len, drawn)) / len(answers),
+        mean_tokens=sum(map(len, completions)) / len(answers),
         kl=kl,
         answers=answers,
     )
@@ -166,10 +166,7 @@ def _kl_sum(
     prompts: Sequence[list[int]],
     answers: Sequence[list[int]],
 ) -> float:
-    """Sum over answers of KL(policy || reference) in nats, in float64 on the host.
-
-    Prompts are padded on the left and answers on the right, (answers, columns), as they were drawn.
-    """
+    """Sum over answers of KL(policy || reference) in nats, in float64 on the host."""
     width, columns = (max(map(len, each)) for each in (prompts, answers))
     input_ids = torch.zeros(len(prompts), width + columns, dtype=torch.long)
     mask = torch.zeros_like(input_ids)

@@ -78,9 +78,9 @@ def _is_wanted(question: Question, text: str) -> bool:
 
 def _is_correct(question: Question, text: str) -> bool:
     if question.numbers:
-        named = _numbers(text)
-        right = bool(named) and named[-1] == question.numbers[-1]
-        return right and set(named) <= set(question.numbers)
+        numbers = _numbers(text)
+        right = bool(numbers) and numbers[-1] == question.numbers[-1]
+        return right and set(numbers) <= set(question.numbers)
     named_right = any(_names(text, answer, question.language) for answer in question.accepted)
     return named_right and not any(_names(text, r, question.language) for r in question.rivals)
 

@@ -46,11 +46,7 @@ def _by_prompt() -> dict[str, Question]:
 
 
 def question_of(prompt: str) -> Question:
-    """Find the question that a prompt asks, and with it the right answer.
-
-    Raises:
-        ValueError: It is none of the demo's prompts.
-    """
+    """The question that a prompt asks; ValueError where it is none of the demo's."""
     question = _by_prompt().get(prompt.strip())
     if question is None:
         raise ValueError(

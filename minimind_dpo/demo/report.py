@@ -12,12 +12,7 @@ from minimind_dpo.demo.evaluate import DemoScores
 
 
 def before_after_table(before: DemoScores, after: DemoScores) -> Table:
-    """Two sets of scores side by side, with what changed and whether that is good.
-
-    Args:
-        before: Scores of the policy at step 0.
-        after: Scores of the trained policy on the same prompts.
-    """
+    """Scores on the same prompts side by side, with what changed and whether that is good."""
     table = Table(
         title="DPO on the embedded demo",
         caption=f"{len(after.answers)} answers to held-out prompts, sampled at temperature 1; "

@@ -41,11 +41,7 @@ _FILES: Final = (
 
 
 def native_name(dialect: Dialect, stage: str = "dpo") -> str:
-    """File name that MiniMind's own tools look for: `dpo_512.pth`, `dpo_640_moe.pth`.
-
-    Raises:
-        CheckpointError: The model did not come from a native file.
-    """
+    """File name that MiniMind's own tools look for: `dpo_512.pth`, `dpo_640_moe.pth`."""
     if dialect.generation is None:
         raise CheckpointError("only a model that came from a native MiniMind file has such a name")
     return f"{stage}_{dialect.fields['hidden_size']}{'_moe' if dialect.moe else ''}.pth"

@@ -28,10 +28,6 @@ _FILES = ("config.json", "tokenizer_config.json", "tokenizer.json")
 def find_on_hub(name: str, key: str) -> Path | str:
     """The name, where the hub can be asked for it; else the folder that caches what it gave before.
 
-    Args:
-        name: What the user gave; no local path.
-        key: The configuration key it came from, for messages.
-
     Raises:
         CheckpointError: The hub cannot be reached, and the cache does not hold it.
     """

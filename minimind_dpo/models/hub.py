@@ -52,12 +52,7 @@ _SAFETENSORS_DTYPES: Final = {
 def load_hub_model(
     source: Path | str, overrides: Mapping[str, Any], options: LoadOptions
 ) -> tuple[PreTrainedModel, Dialect]:
-    """Load a Hugging Face folder or hub name, strictly.
-
-    Args:
-        source: Folder or hub name.
-        overrides: Fields of its configuration to change.
-        options: How to load it.
+    """Load a folder or hub name, strictly, with overridden fields of its configuration.
 
     Raises:
         CheckpointError: It cannot be fetched, needs code of its own, is no decoder-only model,

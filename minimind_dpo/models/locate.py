@@ -7,13 +7,13 @@ modelscope:NAME  fetched from there into its cache
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from pathlib import Path
 from typing import Any, Final
 
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.options.problem import missing_file
 
 WEIGHT_SUFFIXES: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
 HUB_NAME: Final = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
@@ -41,7 +41,7 @@ def locate(path: str | Path, key: str = "model.path") -> Path | str:
         key: The configuration key it came from, for messages.
 
     Raises:
-        CheckpointError: It looks like a local path and does not exist (near matches are listed),
+        CheckpointError: It looks like a local path and does not exist (the nearest is named),
             or is no hub name either, or neither the hub nor its cache can be asked; or it is a
             run's folder without an exported model.
     """
@@ -52,7 +52,7 @@ def locate(path: str | Path, key: str = "model.path") -> Path | str:
     if text and local.exists():
         return _usable(local, key)
     if isinstance(path, Path) or _looks_local(text) or not HUB_NAME.fullmatch(text):
-        raise CheckpointError(f"{key}={text}: no such file or folder. {_near_matches(local)}")
+        raise CheckpointError(str(missing_file(key, text, local)))
     from minimind_dpo.models.find_on_hub import find_on_hub  # takes a while to import
 
     return find_on_hub(text, key)
@@ -179,17 +179,6 @@ def _looks_local(text: str) -> bool:
         or text.count("/") > 1
         or ("/" in text and Path(first).is_dir())
     )
-
-
-def _near_matches(path: Path) -> str:
-    folder = path.parent
-    if not folder.is_dir():
-        return f"The folder {folder} does not exist either; paths are taken from {Path.cwd()}"
-    names = sorted(entry.name for entry in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=5, cutoff=0.4)
-    if near:
-        return f"In {folder.resolve()} there is: {', '.join(near)}"
-    return f"The folder {folder.resolve()} holds nothing of a like name"
 
 
 def _from_modelscope(name: str, key: str) -> Path:

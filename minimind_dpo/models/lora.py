@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +24,18 @@ from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.locate import BASE
 from minimind_dpo.models.minimind.native_file import check_finite, check_tensors
 from minimind_dpo.models.older_transformers import read_json, write_json
+from minimind_dpo.models.options import LoraOptions
 from minimind_dpo.models.weight_files import stored_tensors
 
 MISSING = "model.lora needs a package that is not installed: pip install 'minimind-dpo[lora]'"
 
 
-def add_adapters(
-    model: PreTrainedModel,
-    *,
-    r: int,
-    alpha: float,
-    dropout: float = 0.0,
-    target_modules: str | Sequence[str] = "all-linear",
-) -> None:
-    """Put adapters into a model and train them alone.
+def add_adapters(model: PreTrainedModel, options: LoraOptions) -> None:
+    """Put adapters into a model, in place, and train them alone.
 
     Args:
-        model: Changed in place; its own weights are frozen.
-        r: Rank.
-        alpha: The adapters' output is multiplied by alpha / r.
-        dropout: Probability, before the adapters.
-        target_modules: Names of the layers, or `all-linear` for every linear one but the head.
+        model: Its own weights are frozen.
+        options: Their rank is above 0.
 
     Raises:
         ModuleNotFoundError: peft is not installed.
@@ -55,24 +46,24 @@ def add_adapters(
         from peft.tuners.tuners_utils import BaseTunerLayer
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(MISSING) from error
-    targets: Any = target_modules if isinstance(target_modules, str) else list(target_modules)
     settings = LoraConfig(
-        r=r,
-        lora_alpha=alpha,  # type: ignore[arg-type]
-        lora_dropout=dropout,
-        target_modules=targets,
+        r=options.r,
+        lora_alpha=options.alpha,  # type: ignore[arg-type]
+        lora_dropout=options.dropout,
+        target_modules=options.target_modules,
         task_type="CAUSAL_LM",
     )
+    where = f"model.lora.target_modules={options.target_modules}"
     try:
         with _without_warnings():
             model.add_adapter(settings)
     except (ValueError, re.error) as error:
         why = " ".join(str(error).split())[:200]  # peft may print the whole model
-        raise CheckpointError(f"model.lora.target_modules={target_modules}: {why}") from error
+        raise CheckpointError(f"{where}: {why}") from error
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise CheckpointError(
-            f"model.lora.target_modules={target_modules}: the head ({_head_name(model)}) cannot "
-            "have adapters, since it is run in chunks of the vocabulary. Leave it out"
+            f"{where}: the head ({_head_name(model)}) cannot have adapters, since it is run in "
+            "chunks of the vocabulary. Leave it out"
         )
 
 
@@ -117,8 +108,8 @@ def save_and_merge_adapters(
         model: With adapters; a plain model again after it.
         tokenizer: Written beside the base.
         folder: The folder to write.
-        base: Path or hub name from which transformers loads the model without the adapters; where
-            there is none, the model is written into the folder too.
+        base: Path or hub name of the model without the adapters; where there is none, that model is
+            written into the folder too.
     """
     check_own_folder(folder)
     with workspace(folder) as space:
@@ -189,11 +180,7 @@ def merge_adapters(model: PreTrainedModel) -> None:
 
 
 def take_adapters_out(model: PreTrainedModel) -> list[Any]:
-    """Make the model what it was before the adapters, in place.
-
-    Returns:
-        peft's layers, each around the model's own: `merge` adds the adapter into its weights.
-    """
+    """Make the model what it was, in place; returns peft's layers, whose `merge` adds them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers: dict[str, Any] = {

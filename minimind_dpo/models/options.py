@@ -26,7 +26,7 @@ from minimind_dpo.options.limits import (
     Form,
     is_word,
 )
-from minimind_dpo.options.problem import Problem, nearest, package_problems
+from minimind_dpo.options.problem import Problem, missing_file, package_problems
 
 HALF: Final = "updates of DPO's size vanish in half-precision weights"
 """Why weights that are trained are never of a half type."""
@@ -40,7 +40,7 @@ def _names_layers(value: Any) -> bool:
 
 @dataclass
 class LoraOptions:
-    """Low-rank adapters; r = 0 trains every weight."""
+    """Low-rank adapters; r = 0 trains every weight. `conf/model` says what each key means."""
 
     r: Annotated[int, NOT_NEGATIVE] = 0
     alpha: Annotated[float, POSITIVE] = 32.0
@@ -98,10 +98,4 @@ def path_problems(key: str, value: str) -> Iterator[Problem]:
         if path.stat().st_size == 0:
             yield Problem(key, "is an empty file", value=value)
     elif not HUB_NAME.fullmatch(value) or path.suffix in WEIGHT_SUFFIXES:
-        folder = path.parent
-        if not os.path.isdir(folder):
-            yield Problem(key, f"does not exist, nor does its folder {folder}", value=value)
-            return
-        near = nearest(path.name, os.listdir(folder))
-        fix = f"Did you mean {folder / near}?" if near else ""
-        yield Problem(key, "does not exist", fix, value)
+        yield missing_file(key, value, path)

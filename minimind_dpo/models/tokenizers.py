@@ -22,11 +22,7 @@ _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<turn|>", "<|END_O
 def need_tokenizer(
     path: str | Path, tokenizer: str | Path | None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model that is not loaded; as `find_tokenizer`, and there has to be one.
-
-    Raises:
-        CheckpointError: There is none, or as `find_tokenizer`.
-    """
+    """The tokenizer of a model that is not loaded; as `find_tokenizer`, but there has to be one."""
     result = find_tokenizer(with_base(path, None)[0], tokenizer, trust_remote_code)
     if result is None:
         raise no_tokenizer(path)
@@ -131,10 +127,7 @@ def _why(error: BaseException) -> str:
 def _check_agrees(
     tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool
 ) -> None:
-    """Refuse a tokenizer that numbers the special tokens otherwise than the model's own.
-
-    One that cannot be loaded is no reason to refuse: another was named, perhaps for that reason.
-    """
+    """Refuse a tokenizer that numbers special tokens otherwise than the model's own."""
     try:
         model_tokenizer = _read(folder, trust_remote_code)
     except Exception as error:  # as for the one that was named

@@ -38,12 +38,7 @@ def supports_margins(options: LossOptions) -> bool:
 
 
 def padded_mean_warning(beta: float, padded_positions: int) -> str:
-    """What `padded_mean` does to beta, for the caller to log.
-
-    Args:
-        beta: `loss.beta`.
-        padded_positions: Label positions of a padded row, max_length - 1.
-    """
+    """What `padded_mean` over so many label positions of a row (max_length - 1) does to beta."""
     effective = beta / max(padded_positions, 1)
     gap = 50.0
     loss, plain = (math.log1p(math.exp(-b * gap)) for b in (effective, beta))
@@ -87,20 +82,20 @@ def _combinations(options: LossOptions) -> Iterator[Problem]:
     if "exo_pair" in options.type and options.label_smoothing == 0:
         why = "gives rejected a target of 0 in loss.type=exo_pair, an infinite divergence"
         yield Problem("loss.label_smoothing", why, "Set it to 0.001.", 0)
-    asked = {
+    settings = {
         "f_divergence": options.f_divergence != "reverse_kl",
         "reduction": options.reduction != "sum",
         "ld_alpha": options.ld_alpha is not None,
         "wpo": options.wpo,
         "rpo_alpha": options.rpo_alpha != 0,
     }
-    for key in (key for key, is_asked in asked.items() if is_asked):
+    for key in (key for key, is_asked in settings.items() if is_asked):
         for name in options.type:
             if name != "sft" and key not in LOSSES[name].uses:
                 why = f"is not defined for loss.type={name}"
                 fix = f"Leave it at its default, or use {_those_with(key)}."
                 yield Problem(f"loss.{key}", why, fix, getattr(options, key))
-    if asked["f_divergence"] and asked["reduction"]:
+    if settings["f_divergence"] and settings["reduction"]:
         why = f"is one of whole completions, which loss.reduction={options.reduction} divides"
         yield Problem("loss.f_divergence", why, "Set loss.reduction=sum.", options.f_divergence)
 

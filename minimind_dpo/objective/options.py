@@ -21,28 +21,9 @@ OTHER_NAMES: Final = {"dpo": "sigmoid"}
 
 @dataclass
 class LossOptions:
-    """Which losses, and their coefficients.
+    """Which losses, and their coefficients. `conf/loss` says what each key means.
 
-    Attributes:
-        type: Names in `LOSSES`, as a tuple; several are summed with `weights`.
-        weights: One coefficient per type; None weighs each by 1.
-        beta: Strength of the pull towards the reference; rewards are beta times log-ratios.
-            In ORPO it is the weight lambda of the odds-ratio term.
-        label_smoothing: Share of pairs taken to be labelled the wrong way round.
-        f_divergence: Name in `DIVERGENCES`; DPO's own is `reverse_kl`.
-        f_alpha: Exponent of `alpha_divergence`: 1 is reverse_kl, 0 is forward_kl.
-        ld_alpha: Weight of tokens beyond the length that both sides share (LD-DPO); None leaves
-            sums as they are.
-        wpo: Weigh each pair by how likely the policy itself would write it (WPO).
-        discopop_tau: Temperature of DiscoPOP's blend.
-        simpo_gamma: SimPO's target margin gamma, in nats of reward. The paper has 0.3 to 1.6 with
-            beta 2 to 2.5.
-        cpo_alpha: Weight of CPO's likelihood term, 1 in the paper.
-        rpo_alpha: Weight of a likelihood term on chosen, added to a DPO loss (RPO); 0 for none.
-        reduction: How token log-probs become a sequence log-prob: DPO's sum, per token, or per
-            padded position.
-        aux_coef: Weight of the experts' balance loss, which the module adds; None for what the
-            model's generation adds in its own DPO script.
+    `type` and `weights` become tuples; names are those of `LOSSES`.
     """
 
     type: Any = "sigmoid"

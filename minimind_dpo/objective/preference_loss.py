@@ -202,11 +202,7 @@ def preference_loss(
 
 
 def _refuse_broadcasting(**values: Tensor | None) -> None:
-    """Raise where tensors are not vectors of one length.
-
-    Raises:
-        ValueError: Naming each with its shape.
-    """
+    """Raise where tensors are not vectors of one length, naming each with its shape."""
     shapes = {name: tuple(value.shape) for name, value in values.items() if value is not None}
     if len(set(shapes.values())) > 1 or any(len(shape) != 1 for shape in shapes.values()):
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -257,11 +253,7 @@ def implicit_rewards(terms: PairTerms, options: LossOptions) -> tuple[Tensor, Te
 
 
 def refuse_margins(margins: Tensor | None, options: LossOptions) -> None:
-    """Raise where a pair asks for a margin and a loss has none.
-
-    Raises:
-        ValueError: As said.
-    """
+    """Raise ValueError where a pair asks for a margin and a loss has none."""
     without = [n for n in options.type if n != "sft" and "margin" not in LOSSES[n].uses]
     # NOTE: reads one value back from the device, so only where it can matter.
     if margins is not None and without and bool(margins.any()):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -26,9 +28,9 @@ class Problem:
     value: Any = ...
 
     def __str__(self) -> str:
-        given = "" if self.value is ... else f"={shown(self.value)}"
+        value = "" if self.value is ... else f"={shown(self.value)}"
         # What comes from below this layer names its key itself.
-        place = "" if self.why.startswith(self.key) else f"{self.key}{given}: "
+        place = "" if self.why.startswith(self.key) else f"{self.key}{value}: "
         return f"{place}{self.why}." + (f" {self.fix}" if self.fix else "")
 
 
@@ -59,6 +61,16 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A question that offers the nearest choice; empty where none is near."""
     near = nearest(word, choices)
     return f"Did you mean {near}?" if near else ""
+
+
+def missing_file(key: str, value: Any, path: str | Path) -> Problem:
+    """There is no such file; the nearest name in its folder is offered."""
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        return Problem(key, f"does not exist, nor does its folder {folder}", value=value)
+    near = nearest(os.path.basename(path), os.listdir(folder))
+    fix = f"Did you mean {os.path.normpath(os.path.join(folder, near))}?" if near else ""
+    return Problem(key, "does not exist", fix, value)
 
 
 def package_problems(key: str, value: Any, package: str, extra: str) -> Iterator[Problem]:

@@ -85,15 +85,8 @@ def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedMo
     )
     model = loaded.model
     _check_layout(config, model)
-    lora = config.model.lora
-    if lora.r:
-        add_adapters(
-            model,
-            r=lora.r,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-        )
+    if config.model.lora.r:
+        add_adapters(model, config.model.lora)
     use_chosen_library(model)
     if config.model.gradient_checkpointing:
         model.activation_checkpointing_enable()

@@ -147,16 +147,7 @@ _AMOUNT: Final = Form(is_amount, "a number of batches, a share from 0.0 to 1.0, 
 
 @dataclass
 class OptimizerOptions:
-    """AdamW (Loshchilov and Hutter 2019).
-
-    Attributes:
-        lr: Peak learning rate.
-        betas: Decay of the running averages.
-        eps: Added to the denominator.
-        weight_decay: Decoupled decay of matrices; norms and biases have none.
-        decay_all: Decay those as well.
-        fused: One kernel for the whole update: `auto` uses it where it exists.
-    """
+    """AdamW (Loshchilov and Hutter 2019). `conf/optim` says what each key means."""
 
     lr: Annotated[float, POSITIVE] = 5e-7
     betas: Annotated[
@@ -171,14 +162,7 @@ class OptimizerOptions:
 
 @dataclass
 class ScheduleOptions:
-    """How the learning rate moves.
-
-    Attributes:
-        name: The curve; `training.optim` has the formulas.
-        warmup_steps: Optimizer steps of linear warmup; None for `warmup_ratio`.
-        warmup_ratio: The same as a share of all steps; None for a tenth.
-        min_lr_ratio: Floor of cosine and linear as a share of the peak learning rate.
-    """
+    """How the learning rate moves; `training.optim` has the formulas."""
 
     name: Annotated[str, Choices("cosine", "linear", "constant", "notebook")] = "cosine"
     warmup_steps: Annotated[int | None, NOT_NEGATIVE] = None
@@ -258,13 +242,7 @@ class TrainerOptions:
 
 @dataclass
 class LoggerOptions:
-    """Where curves go.
-
-    Attributes:
-        name: The logger.
-        options: Keywords of its class.
-        extra: Loggers of the user's own, beside it.
-    """
+    """Where curves go. `conf/logger` says what each key means."""
 
     name: Annotated[str, Choices("tensorboard", "csv", "wandb", "swanlab", "none")] = "tensorboard"
     options: dict[str, Any] = field(default_factory=dict)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from composed import composed
 
 from minimind_dpo.config.check import Machine, validate
-from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import Config
 from minimind_dpo.options.problem import ConfigError
 
@@ -35,7 +35,7 @@ def problems() -> Problems:
     def found(
         config: Config | Sequence[str], cuda: int = 0, world_size: int | None = None
     ) -> dict[str, str]:
-        config = config if isinstance(config, Config) else compose(config)
+        config = config if isinstance(config, Config) else composed(config)
         try:
             validate(config, machine=Machine(cuda=cuda, mps=False), world_size=world_size)
         except ConfigError as error:

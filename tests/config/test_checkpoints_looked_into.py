@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 import torch
+from composed import composed
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from minimind_dpo import train
 from minimind_dpo.config.check import Machine, validate
-from minimind_dpo.config.compose import compose
 from minimind_dpo.options.problem import ConfigError
 
 HEADS = "model.config.num_attention_heads=4"
@@ -59,7 +59,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def problems(*overrides: str) -> dict[str, str]:
-    config = compose(["model.path=model", "data.train=dpo.jsonl", *overrides])
+    config = composed(["model.path=model", "data.train=dpo.jsonl", *overrides])
     try:
         validate(config, machine=Machine(cuda=0, mps=False), read_checkpoints=True)
     except ConfigError as error:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from composed import composed
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hypothesis import given, settings
@@ -139,10 +140,29 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["", "+", "++", "~"]), KEYS, VALUES), max_size=3))
 def test_random_overrides_give_a_configuration_or_its_error(
     parts: list[tuple[str, str, str]],
 ) -> None:
     with contextlib.suppress(ConfigError):
         assert isinstance(compose([f"{sign}{key}={value}" for sign, key, value in parts]), Config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.path=a", "loss.beta=0.3", "trainer.devices=[0,1]", "callbacks.samples.every=3"],
+        [
+            "experiment=demo",
+            "data.columns.prompt=question",
+            "loss.type=[sigmoid,sft]",
+            "name='ä b'",
+        ],
+        ["experiment=hf", "logger=csv", "model.config.num_attention_heads=4"],
+        ["+logger.options.comment=x", "seed=7"],
+    ],
+)
+def test_the_shortcut_of_other_tests_composes_the_same(overrides: list[str]) -> None:
+    assert composed(overrides) == compose(overrides)

@@ -26,6 +26,7 @@ NOT_USE = (
 HANDED_ON = {
     "data.": "data",
     "loss.": "objective",
+    "model.lora.": "models/lora.py",
     "optim.": "training/optim.py",
     "schedule.": "training/optim.py",
     "callbacks.checkpoint.": "training/resume/callback.py",

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from composed import composed
 
 from minimind_dpo.config.check import Machine
-from minimind_dpo.config.compose import compose
 from minimind_dpo.config.settle import settle
 
 CPU, GPU = Machine(cuda=0, mps=False), Machine(cuda=1, mps=False)
@@ -36,7 +36,7 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_auto_is_decided_by_the_machine_and_what_is_given_stays(
     overrides: list[str], machine: Machine, precision: str, compiles: bool
 ) -> None:
-    config = compose(["experiment=minimind3", *overrides])
+    config = composed(["experiment=minimind3", *overrides])
     settled = settle(config, machine)
     assert (settled.trainer.precision, settled.model.compile) == (precision, compiles)
     assert settle(settled, CPU) == settled
@@ -45,13 +45,13 @@ def test_auto_is_decided_by_the_machine_and_what_is_given_stays(
 
 def test_nothing_compiles_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert settle(compose(["experiment=hf"]), GPU).model.compile is False
+    assert settle(composed(["experiment=hf"]), GPU).model.compile is False
 
 
 def test_what_a_card_or_torch_cannot_do_is_refused(files: list[str], problems: Any) -> None:
     from minimind_dpo.config.check import machine_problems
 
-    config = compose([*files, "trainer.precision=bf16-mixed"])
+    config = composed([*files, "trainer.precision=bf16-mixed"])
     old = Machine(cuda=1, mps=False, bfloat16=False)
     (problem,) = machine_problems(config, old, None)
     assert "Use 16-mixed" in str(problem)

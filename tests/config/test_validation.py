@@ -9,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from composed import composed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minimind_dpo.config.check import Machine, validate
-from minimind_dpo.config.compose import compose, to_yaml
+from minimind_dpo.config.compose import to_yaml
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.options.limits import value_at
 from minimind_dpo.options.problem import ConfigError
 
 
 def test_every_problem_is_reported_at_once(files: list[str]) -> None:
-    config = compose(
+    config = composed(
         [
             *files,
             "optim.lr=-1",
@@ -49,9 +50,9 @@ def test_a_library_that_this_torch_lacks_is_refused(
     files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.backends.mkldnn.is_available", lambda: False)
-    validate(compose(files))
+    validate(composed(files))
     with pytest.raises(ConfigError, match=r"matmul_library=onednn: is not in this build of torch"):
-        validate(compose([*files, "model.matmul_library=onednn"]))
+        validate(composed([*files, "model.matmul_library=onednn"]))
 
 
 def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> None:
@@ -100,7 +101,7 @@ def test_what_is_missing_comes_with_a_command_that_would_do(problems: Any) -> No
         ("data.max_prompt_length=1024", "data.max_prompt_length", "below data.max_length=1024"),
         ("data.val_fraction=1.0", "data.val_fraction", "must be at least 0 and below 1"),
         ("data.train=5", "data.train", "must be a file, a glob"),
-        ("data.train=dop.jsonl", "data.train", "near it: dpo.jsonl"),
+        ("data.train=dop.jsonl", "data.train", "Did you mean dpo.jsonl?"),
         ("data.train=*.txt", "data.train", "matches no file"),
         ("data.val=dpo.jsonl", "data.val", "is in data.train as well"),
         ("data.pad_to_max_length=true", "data.pad_to_max_length", "Set data.layout=padded"),
@@ -168,12 +169,12 @@ def test_what_is_right_passes(overrides: str, files: list[str], problems: Any) -
 def test_devices_are_held_against_the_machine_and_the_launcher(
     files: list[str], problems: Any
 ) -> None:
-    three = compose([*files, "trainer.devices=3"])
+    three = composed([*files, "trainer.devices=3"])
     assert "more than the 2 that torch sees" in problems(three, cuda=2)["trainer.devices"]
-    index = compose([*files, "trainer.devices=[0,2]"])
+    index = composed([*files, "trainer.devices=[0,2]"])
     assert "more than the 2 that torch sees" in problems(index, cuda=2)["trainer.devices"]
-    assert problems(compose([*files, "trainer.devices=[0,1]"]), cuda=2, world_size=2) == {}
-    found = problems(compose([*files, "trainer.devices=1"]), world_size=2)
+    assert problems(composed([*files, "trainer.devices=[0,1]"]), cuda=2, world_size=2) == {}
+    found = problems(composed([*files, "trainer.devices=1"]), world_size=2)
     assert "the launcher started 2 processes" in found["trainer.devices"]
 
 
@@ -190,7 +191,7 @@ def test_compile_on_a_cpu_needs_a_compiler(
 def test_an_optional_package_that_is_missing_is_named_with_its_extra(
     files: list[str], problems: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = compose([*files, "logger=wandb", "model.lora.r=8", "reference.path=modelscope:a/b"])
+    config = composed([*files, "logger=wandb", "model.lora.r=8", "reference.path=modelscope:a/b"])
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     found = problems(config)
     assert "pip install 'minimind-dpo[wandb]'" in found["logger"]
@@ -204,7 +205,7 @@ def test_nothing_is_written(files: list[str], tmp_path: Path, problems: Any) -> 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-RIGHT = compose(["model.path=gpt2", "data.train=hf:a/b"])
+RIGHT = composed(["model.path=gpt2", "data.train=hf:a/b"])
 ANYTHING = st.one_of(
     st.none(),
     st.booleans(),
@@ -270,4 +271,4 @@ def test_a_verdict_that_cannot_be_made_is_refused(
 def test_a_verdict_is_left_out_by_a_group_or_by_no_prompts(files: list[str], problems: Any) -> None:
     for off in ("evaluate=none", "evaluate.prompts=0", "evaluate.prompts=null"):
         assert problems([*files, off]) == {}
-        assert not compose([*files, off]).evaluate.prompts
+        assert not composed([*files, off]).evaluate.prompts

@@ -16,7 +16,8 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.options import ColumnOptions, DataOptions, data_problems
 from minimind_dpo.data.read.formats import COLUMNS
 from minimind_dpo.data.read.pairs import FileSummary, read_pairs
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.options.problem import Problem
 from minimind_dpo.run.evaluation import _read_turns
 
 
@@ -226,7 +227,7 @@ def test_bad_rows_of_a_table_are_named_and_the_next_are_read(tmp_path) -> None:
         problems,
         [
             "d.csv:3: has 2 values for 4 columns",
-            "d.csv:5: is not valid UTF-8 (byte 0xff)",
+            "d.csv:5: is not valid UTF-8 (byte 0xff).",
             "d.csv:6: is not valid CSV: ",
             "d.csv:7: 'weight' is 'heavy', not a number",
             "d.csv:8: holds turns as Python prints them, not as JSON",
@@ -236,7 +237,7 @@ def test_bad_rows_of_a_table_are_named_and_the_next_are_read(tmp_path) -> None:
     ):
         assert found.startswith(expected)
     assert read(table(tmp_path / "t.csv", [["a", "b", "a"]]))[1] == [
-        "t.csv:1: names the column 'a' twice"
+        "t.csv:1: names the column 'a' twice."
     ]
 
 
@@ -254,8 +255,8 @@ def test_a_gbk_file_is_called_one_in_one_line_that_says_how_to_convert_it(tmp_pa
     (tmp_path / "d.csv").write_bytes("prompt,chosen,rejected\n天空,好,坏\n".encode("gbk"))
     (tmp_path / "d.json").write_bytes(json.dumps([record], ensure_ascii=False).encode("gbk"))
     assert read(tmp_path / "my dpo.jsonl")[1] == [
-        "my dpo.jsonl: looks like GBK; convert it to UTF-8, for example: "
-        "iconv -f GB18030 -t UTF-8 'my dpo.jsonl' > 'my dpo.utf8.jsonl'"
+        "my dpo.jsonl: looks like GBK; convert it to UTF-8 "
+        "(iconv -f GB18030 -t UTF-8 'my dpo.jsonl' > 'my dpo.utf8.jsonl')."
     ]
     for name in ("d.csv", "d.json"):
         (problem,) = read(tmp_path / name)[1]

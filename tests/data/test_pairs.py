@@ -14,8 +14,9 @@ import pytest
 
 from minimind_dpo.batch import PreferencePair
 from minimind_dpo.data.read.pairs import FileSummary, read_pairs
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.read.sources import resolve_files
+from minimind_dpo.options.problem import Problem
 
 
 def user(text: str) -> dict[str, str]:
@@ -159,7 +160,7 @@ def test_a_json_list_gives_the_line_where_each_object_starts(tmp_path) -> None:
     pairs, problems, _ = read(path)
     second = lines.index(" {},") + 1
     assert [pair.source for pair in pairs] == ["d.json:2", f"d.json:{second + 1}"]
-    assert [problem.source for problem in problems] == [f"d.json:{second}"]
+    assert [problem.key for problem in problems] == [f"d.json:{second}"]
 
 
 @pytest.mark.parametrize("indent", [None, 2])

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from minimind_dpo.data.read.formats import KNOWN
 from minimind_dpo.data.read.pairs import read_pairs
-from minimind_dpo.data.read.problems import SHOWN, DataError, Problem, ProblemLog
+from minimind_dpo.data.read.problems import SHOWN, DataError, ProblemLog
 from minimind_dpo.data.read.sources import resolve_files
+from minimind_dpo.options.problem import Problem
 
 USER, GOOD, BAD = ({"role": r, "content": c} for r, c in zip("uab", "qxy", strict=True))
 USER["role"], GOOD["role"], BAD["role"] = "user", "assistant", "assistant"
@@ -95,17 +96,17 @@ def test_a_bad_line_is_named_and_the_next_is_read(write, line, message) -> None:
 def test_invalid_utf8_names_the_byte_and_the_next_line_is_read(tmp_path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_bytes(b'{"a": "\xff"}\n' + json.dumps(RECORD).encode())
-    assert problems_of(path) == ["d.jsonl:1: is not valid UTF-8 (byte 0xff at 8)"]
+    assert problems_of(path) == ["d.jsonl:1: is not valid UTF-8 (byte 0xff at 8)."]
 
 
 def test_utf16_is_recognised(tmp_path) -> None:
     path = tmp_path / "d.jsonl"
     path.write_text(json.dumps(RECORD), encoding="utf-16")
-    assert problems_of(path) == ["d.jsonl: is UTF-16 text; save the file as UTF-8"]
+    assert problems_of(path) == ["d.jsonl: is UTF-16 text; save the file as UTF-8."]
 
 
 def test_a_file_of_blank_lines_holds_no_record(write) -> None:
-    assert problems_of(write("d.jsonl", "", " ")) == ["d.jsonl: holds no record"]
+    assert problems_of(write("d.jsonl", "", " ")) == ["d.jsonl: holds no record."]
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_all_file_problems_are_told_at_once(tmp_path, write) -> None:
     assert text.startswith("6 problems in the preference data:")
     for message in (
         "is given twice",
-        "dpp.jsonl: does not exist; near it: dpo.jsonl",
+        "/dpp.jsonl: does not exist. Did you mean",
         "*.csv: matches no file",
         "is a folder; name its files",
         "empty.jsonl: is empty",
@@ -175,9 +176,9 @@ def test_problems_that_say_the_same_are_one_line_with_a_count() -> None:
         log.raise_if_any()
     assert str(caught.value).splitlines()[:-1] == [
         "31 problems in the preference data:",
-        "  dpo.jsonl:1: is not valid UTF-8 (byte 0xb9 at 1)",
+        "  dpo.jsonl:1: is not valid UTF-8 (byte 0xb9 at 1).",
         "    and the same in 29 more places: dpo.jsonl:2, dpo.jsonl:3, dpo.jsonl:4, ...",
-        "  dpo.jsonl:40: 'rejected' is missing",
+        "  dpo.jsonl:40: 'rejected' is missing.",
     ]
     assert "data.on_error=skip" in str(caught.value)
 
@@ -190,7 +191,7 @@ def test_the_error_shows_twenty_kinds_of_problem_and_counts_all() -> None:
         log.raise_if_any()
     assert (caught.value.total, len(caught.value.problems), SHOWN) == (26, 20, 20)
     text = str(caught.value)
-    assert "  dpo.jsonl:20: 't' is missing\n  ... and 6 more\n" in text
+    assert "  dpo.jsonl:20: 't' is missing.\n  ... and 6 more\n" in text
     assert "dpo.jsonl:21" not in text
 
 

@@ -15,10 +15,10 @@ import pytest
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.content import read_chunks
 from minimind_dpo.data.read.pairs import FileSummary, read_pairs
-from minimind_dpo.data.read.problems import Problem
 from minimind_dpo.data.read.sources import resolve_files
 from minimind_dpo.data.store.prepare import prepare_store
 from minimind_dpo.data.tokenize.pair_tokenizer import PairTokenizer
+from minimind_dpo.options.problem import Problem
 
 PAIR = {"prompt": "q", "chosen": "x", "rejected": "y"}
 
@@ -54,7 +54,7 @@ def test_a_parquet_row_that_python_cannot_hold_is_a_problem_of_that_row(tmp_path
     assert problem.startswith("d.parquet:2: has a value that cannot be read as JSON: a date")
     day = pyarrow.array([None, datetime.date(2024, 1, 1), None])
     parquet.write_table(table.append_column("weight", day), tmp_path / "e.parquet")
-    assert read(tmp_path / "e.parquet")[1] == ["e.parquet:2: 'weight' is a date, not a number"]
+    assert read(tmp_path / "e.parquet")[1] == ["e.parquet:2: 'weight' is a date, not a number."]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of files are bytes on Linux alone")
@@ -99,5 +99,5 @@ def test_a_key_that_stands_twice_among_many_is_found_in_one_pass(write) -> None:
     path = write("d.jsonl", f'{{{keys}, "k99999": 2}}')
     started = time.process_time()
     _, problems, _ = read(path)
-    assert problems == ["d.jsonl:1: is not usable JSON: key 'k99999' appears twice in one object"]
+    assert problems == ["d.jsonl:1: is not usable JSON: key 'k99999' appears twice in one object."]
     assert time.process_time() - started < 5

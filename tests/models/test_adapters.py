@@ -21,6 +21,7 @@ from minimind_dpo.models.export import native_name, save_hf, save_native
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.locate import model_files
 from minimind_dpo.models.lora import add_adapters, save_and_merge_adapters
+from minimind_dpo.models.options import LoraOptions
 
 from .conftest import tiny_tokenizer
 
@@ -48,7 +49,7 @@ def write_run(run: Path, loaded: LoadedModel) -> Tensor:
     """The folder of a run with adapters; what the trained model computes."""
     run.mkdir()
     (run / "config.yaml").write_text("name: dpo\n")
-    add_adapters(loaded.model, r=2, alpha=8)
+    add_adapters(loaded.model, LoraOptions(r=2, alpha=8))
     torch.manual_seed(0)
     for name, parameter in loaded.model.named_parameters():
         if ".lora_B." in name:

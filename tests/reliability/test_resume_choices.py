@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from composed import composed
 
-from minimind_dpo.config.compose import compose
 from minimind_dpo.data.batches.step_plan import carry_over
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.folder import Run, claim_run, decide_run, make_folder, tell_ranks
@@ -43,7 +43,7 @@ def run_with(folder: Path, *steps: int) -> Path:
 
 
 def decide(*overrides: str) -> Any:
-    return decide_run(compose(["experiment=demo", *overrides]))
+    return decide_run(composed(["experiment=demo", *overrides]))
 
 
 def test_auto_takes_the_newest_state_and_starts_fresh_where_there_is_none() -> None:
@@ -74,7 +74,7 @@ def test_a_run_reads_its_state_once_and_ranks_do_not_read_it(
 
 def claim(*overrides: str) -> Run:
     with FolderLock() as lock:
-        return claim_run(compose(["experiment=demo", *overrides]), lock)
+        return claim_run(composed(["experiment=demo", *overrides]), lock)
 
 
 @pytest.mark.parametrize("name", ["export/thesis.txt", "config.yaml", "csv/a.csv", "adapters/b"])

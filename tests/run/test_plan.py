@@ -8,12 +8,12 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
+from composed import composed
 from rich.console import Console
 from torch import Tensor, nn
 from training_support import quiet_trainer
 
 from minimind_dpo.batch import PreferenceBatch
-from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.read.problems import DataError
@@ -30,7 +30,7 @@ def configured(tmp_path: Path, *overrides: str, pairs: int = 208) -> Config:
     file.write_text("\n".join(PREFERENCES.read_text().splitlines()[:pairs]))
     files = (f"data.train={file}", f"data.cache_dir={tmp_path / 'cache'}", "data.val=null")
     sizes = ("data.batch_size=8", "data.val_fraction=0")
-    return compose(["experiment=demo", *files, *sizes, *overrides])
+    return composed(["experiment=demo", *files, *sizes, *overrides])
 
 
 def prepared(config: Config) -> PreferenceDataModule:

@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from composed import composed
 from training_support import tiny_model
 from transformers import PreTrainedModel
 
-from minimind_dpo.config.compose import compose
 from minimind_dpo.config.schema import Config
 from minimind_dpo.evaluation import evaluate
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.models.lora import add_adapters, has_adapters
+from minimind_dpo.models.options import LoraOptions
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
 from minimind_dpo.run.evaluation import lending, read_text, reference_of
@@ -33,7 +34,7 @@ def logits(model: PreTrainedModel) -> torch.Tensor:
 
 
 def configured(folder: Path, *overrides: str) -> Config:
-    return compose(["experiment=demo", f"data.cache_dir={folder / 'cache'}", *overrides])
+    return composed(["experiment=demo", f"data.cache_dir={folder / 'cache'}", *overrides])
 
 
 def run_verdict(config: Config, folder: Path, stop: StopRequest | None = None) -> RunVerdict:
@@ -50,11 +51,11 @@ def start(verdict: RunVerdict) -> None:
 def test_the_reference_of_adapters_is_the_policy_without_them() -> None:
     policy = tiny_model(layout="padded")
     start_logits = logits(policy)
-    add_adapters(policy, r=2, alpha=4.0)
+    add_adapters(policy, LoraOptions(r=2, alpha=4.0))
     for name, parameter in policy.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
-    reference = reference_of(compose(["model.path=x"]), policy)
+    reference = reference_of(composed(["model.path=x"]), policy)
     assert has_adapters(policy)
     assert not torch.allclose(logits(policy), start_logits)
     with reference() as model:

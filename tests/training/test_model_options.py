@@ -15,6 +15,7 @@ from minimind_dpo.kernels.cpu_matmul import choose_library, use_chosen_library
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.lora import adapters_off, add_adapters, save_and_merge_adapters
+from minimind_dpo.models.options import LoraOptions
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.training.layout_check import check_layout
@@ -65,7 +66,7 @@ def test_a_model_that_scores_otherwise_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_fresh_adapters_change_nothing_and_train_alone() -> None:
     model = tiny_model()
     expected, fingerprint = sequence_logps(model, BATCH).sums.detach(), weights_fingerprint(model)
-    add_adapters(model, r=4, alpha=8)
+    add_adapters(model, LoraOptions(r=4, alpha=8))
     assert torch.equal(sequence_logps(model, BATCH).sums, expected)
     assert weights_fingerprint(model) == fingerprint
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -75,7 +76,7 @@ def test_fresh_adapters_change_nothing_and_train_alone() -> None:
 
 def test_with_adapters_the_reference_is_the_model_with_them_off(tmp_path: Path) -> None:
     model, start = tiny_model(), tiny_model()
-    add_adapters(model, r=4, alpha=8)
+    add_adapters(model, LoraOptions(r=4, alpha=8))
     module = DPOModule(model, AdapterOffReference(), optimizer=OptimizerOptions(lr=1e-2))
     trainer = quiet_trainer()
     trainer.fit(module, loader(made_up_pairs(16), 4))
@@ -97,7 +98,7 @@ def test_with_adapters_the_reference_is_the_model_with_them_off(tmp_path: Path) 
 
 def test_adapters_on_a_layer_that_is_not_there_are_refused() -> None:
     with pytest.raises(CheckpointError, match=r"model\.lora\.target_modules=no_such_layer"):
-        add_adapters(tiny_model(), r=4, alpha=8, target_modules="no_such_layer")
+        add_adapters(tiny_model(), LoraOptions(r=4, alpha=8, target_modules="no_such_layer"))
 
 
 def test_running_out_of_memory_names_the_knobs_most_helpful_first() -> None:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from composed import composed
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.utils.data import DataLoader
 from training_support import made_up_pairs, quiet_trainer, tiny_model
 
-from minimind_dpo.config.compose import compose
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.data.batches.loader import LaidOutPairs
 from minimind_dpo.data.batches.step_plan import StepSampler, StepShape
@@ -117,7 +117,7 @@ def test_one_rank_tokenises_and_the_others_read_what_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     where = [f"run_dir={tmp_path / 'run'}", f"data.cache_dir={tmp_path / 'cache'}"]
-    config = compose(["experiment=demo", "trainer.devices=2", *where])
+    config = composed(["experiment=demo", "trainer.devices=2", *where])
     built: list[int] = []
     run = prepare._Builder.run
 

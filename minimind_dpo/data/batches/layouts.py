@@ -144,9 +144,9 @@ def _prefix_shared(pairs: Sequence[TokenizedPair]) -> _Layout:
         ids += [pair.prompt_ids, pair.chosen_ids[:-1], pair.rejected_ids[:-1]]
         positions += [np.arange(prompt + chosen - 1), np.arange(prompt, prompt + rejected - 1)]
         chosen_predictors.append(start + _predictors(prompt, chosen))
-        # The first rejected token is predicted by the prompt's end, the others by its own tokens.
-        own = start + prompt + chosen - 1 + np.arange(rejected - 1)
-        rejected_predictors += [np.array([start + prompt - 1]), own]
+        # The first rejected token is predicted by the prompt's end, the rest by its own tokens.
+        rest = start + prompt + chosen - 1 + np.arange(rejected - 1)
+        rejected_predictors += [np.array([start + prompt - 1]), rest]
         spans.append((prompt + chosen - 1, 0))
         if rejected > 1:
             spans.append((rejected - 1, prompt))
@@ -183,8 +183,8 @@ def _plan(spans: Sequence[tuple[int, int]]) -> AttentionPlan:
     starts = np.cumsum([0, *queries])
     key_index: list[np.ndarray] = []
     for i, (length, borrowed) in enumerate(spans):
-        own = np.arange(starts[i], starts[i] + length)
-        key_index.append(np.concatenate([key_index[-1][:borrowed], own]) if borrowed else own)
+        span = np.arange(starts[i], starts[i] + length)
+        key_index.append(np.concatenate([key_index[-1][:borrowed], span]) if borrowed else span)
     keys = np.cumsum([0, *(len(index) for index in key_index)])
     return AttentionPlan(
         query_lengths=tuple(queries),
@@ -196,11 +196,13 @@ def _plan(spans: Sequence[tuple[int, int]]) -> AttentionPlan:
 
 
 def _reference_logps(pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
-    known = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
-    if not known or len(known) < len(pairs):
+    references = [pair.reference_logps for pair in pairs if pair.reference_logps is not None]
+    if not references or len(references) < len(pairs):
         return None
-    chosen = [logps[: len(pair.chosen_ids)] for pair, logps in zip(pairs, known, strict=True)]
-    rejected = [logps[len(pair.chosen_ids) :] for pair, logps in zip(pairs, known, strict=True)]
+    chosen = [logps[: len(pair.chosen_ids)] for pair, logps in zip(pairs, references, strict=True)]
+    rejected = [
+        logps[len(pair.chosen_ids) :] for pair, logps in zip(pairs, references, strict=True)
+    ]
     return torch.from_numpy(np.concatenate(chosen + rejected).astype(np.float32))
 
 

@@ -159,13 +159,13 @@ class StepSampler(Sampler[MicroBatch]):
             return np.sort(self.rows)
         bounds = (steps, None if epochs is None else an_epoch * epochs)
         left = min((bound for bound in bounds if bound is not None), default=0)
-        seen: set[int] = set()
+        rows: set[int] = set()
         for epoch in range(math.ceil(left / max(an_epoch, 1))):
             for rank in self.plan(epoch):
                 for micro_batch in rank[: left * self.shape.accumulate]:
-                    seen.update(micro_batch.rows)
+                    rows.update(micro_batch.rows)
             left -= an_epoch
-        return np.array(sorted(seen), dtype=np.int64)
+        return np.array(sorted(rows), dtype=np.int64)
 
     def largest(self) -> int:
         """Most tokens of a micro-batch of the first epoch, on any rank."""
@@ -179,11 +179,11 @@ class StepSampler(Sampler[MicroBatch]):
         per_rank = math.ceil(len(positions) / (self.shape.batch_size * ranks))
         bins = _balance(self.tokens[positions], ranks * per_rank)
         # Bin b is micro-batch b // ranks of rank b % ranks.
-        kept = bins[: ranks * min(per_rank, limit)]
-        held = positions[np.concatenate(kept)]
+        filled = bins[: ranks * min(per_rank, limit)]
+        held = positions[np.concatenate(filled)]
         window = Window(len(held), int(self.chosen_lengths[held].sum()))
         micro_batches = [
-            MicroBatch(tuple(self.rows[positions[members]].tolist()), window) for members in kept
+            MicroBatch(tuple(self.rows[positions[members]].tolist()), window) for members in filled
         ]
         return [micro_batches[rank::ranks] for rank in range(ranks)]
 

@@ -39,13 +39,7 @@ class Record:
 
 
 def read_chunks(file: DataFile) -> Iterator[bytes]:
-    """The bytes of a file, unpacked.
-
-    Raises:
-        OSError: It cannot be read, or is damaged.
-        EOFError: It is cut off.
-        zlib.error: It is damaged.
-    """
+    """The bytes of a file, unpacked; an OSError, EOFError or zlib.error where it is damaged."""
     if file.compression == "zst":
         yield from _zstd_chunks(file.path)
         return
@@ -103,7 +97,7 @@ def encoding_problem(file: DataFile) -> str:
     source, target = map(shlex.quote, (path.name, f"{path.stem}.utf8{path.suffix}"))
     how = f"iconv -f GB18030 -t UTF-8 {source} > {target}"
     unpack = "unpack it and " if file.compression else ""
-    return f"looks like GBK; {unpack}convert it to UTF-8, for example: {how}"
+    return f"looks like GBK; {unpack}convert it to UTF-8 ({how})"
 
 
 def _decodes(data: bytes, encoding: str) -> bool:

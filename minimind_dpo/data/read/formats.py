@@ -73,9 +73,9 @@ def find_fields(record: Any, names: Mapping[str, str], is_text: bool = False) ->
     kind, columns = "", set(sources.values())
     if not (_has_prompt(values) or "prompt" in names or "conversations" in names):
         free = {key: value for key, value in record.items() if key not in names.values()}
-        added, kind, used = _known_format(free, values)
-        values |= added
-        columns |= used
+        more, kind, format_columns = _known_format(free, values)
+        values |= more
+        columns |= format_columns
     sides = (values["chosen"], values["rejected"])
     if not _has_prompt(values) and not all(isinstance(side, list) for side in sides):
         _need(("prompt",), values, record, names)

@@ -35,9 +35,10 @@ from minimind_dpo.data.read.messages import (
     parse_turn,
     parse_turns,
 )
-from minimind_dpo.data.read.problems import DataError, Problem, printable
+from minimind_dpo.data.read.problems import DataError, printable
 from minimind_dpo.data.read.records import iterate_records
 from minimind_dpo.data.read.sources import TABLES, DataFile, Files, resolve_files
+from minimind_dpo.options.problem import Problem
 
 _NEEDED = ("chosen", "rejected")
 """Columns without which a record is a problem by itself."""
@@ -154,13 +155,7 @@ def parse_record(
     columns: Mapping[str, str] | None = None,
     is_text: bool = False,
 ) -> ParsedRecord:
-    """Turn one object into a pair.
-
-    Args:
-        record: What was read.
-        source: Where.
-        columns: Columns under other names.
-        is_text: Every value is text, as in CSV.
+    """Turn one object into a pair; `columns` and `is_text` as `find_fields` takes them.
 
     Raises:
         RecordError: If it is no preference pair.

@@ -1,6 +1,6 @@
 """What can be wrong with preference data, and how it is told.
 
-A problem belongs to a place (`dpo.jsonl:17`). Problems are collected until all are known and raised
+A problem's key is its place (`dpo.jsonl:17`). Problems are collected until all are known and raised
 once; those that say the same of many lines are one, with a count. Where the user asked to skip
 them, each is written to a file. None is lost.
 """
@@ -11,27 +11,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from minimind_dpo.options.problem import Problem
+
 SHOWN = 20
 """Different problems spelt out in a message; the others are counted."""
 
 _PLACES = 4
 _NUMBER = re.compile(r"0x[0-9a-f]+|\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing wrong with the data.
-
-    Attributes:
-        source: Where, `dpo.jsonl:17`, or a file's name where no line is to blame.
-        message: What, and what to do about it where that is not plain.
-    """
-
-    source: str
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.message}"
 
 
 @dataclass(slots=True)
@@ -66,7 +52,7 @@ class ProblemLog:
     def __call__(self, problem: Problem) -> None:
         """Add one."""
         self.total += 1
-        key = _NUMBER.sub("#", problem.message)
+        key = _NUMBER.sub("#", problem.why)
         if key not in self.kinds:
             if len(self.kinds) == SHOWN:
                 return
@@ -74,7 +60,7 @@ class ProblemLog:
         alike = self.kinds[key]
         alike.count += 1
         if len(alike.sources) < _PLACES:
-            alike.sources.append(problem.source)
+            alike.sources.append(problem.key)
 
     def raise_if_any(self) -> None:
         """Raise `DataError` if there is a problem."""

@@ -17,10 +17,11 @@ from typing import Any
 
 from minimind_dpo.data.read.content import Record, encoding_problem, read_chunks, split_lines
 from minimind_dpo.data.read.formats import KNOWN
-from minimind_dpo.data.read.problems import DataError, Problem
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.read.sources import HUBS, DataFile
 from minimind_dpo.data.read.tables import read_parquet, read_table
 from minimind_dpo.disk import sha256
+from minimind_dpo.options.problem import Problem
 
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -40,12 +41,7 @@ def content_digest(file: DataFile) -> str:
 
 
 def iterate_records(file: DataFile, columns: Iterable[str] = ()) -> Iterator[Record]:
-    """Read a file's records one by one. Problems come as records; none is raised.
-
-    Args:
-        file: The file.
-        columns: Columns that are read besides those of every format.
-    """
+    """Read a file's records one by one; problems come as records, and none is raised."""
     known = {*KNOWN, *columns}
     line = 0
     try:
@@ -99,11 +95,11 @@ def _parse_lines(lines: Iterable[bytes], counted: bool) -> Iterator[Record]:
 def _unique_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     mapping = dict(items)
     if len(mapping) != len(items):
-        met: set[str] = set()
+        earlier: set[str] = set()
         for key, _ in items:
-            if key in met:
+            if key in earlier:
                 raise ValueError(f"key {key!r:.60} appears twice in one object")
-            met.add(key)
+            earlier.add(key)
     return mapping
 
 

@@ -13,16 +13,15 @@ Every name is checked before anything is read, and all that is wrong is told at 
 
 from __future__ import annotations
 
-import difflib
 import glob
-import importlib.util
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from minimind_dpo.data.read.problems import DataError, Problem, printable
+from minimind_dpo.data.read.problems import DataError, printable
+from minimind_dpo.options.problem import Problem, missing_file, package_problems
 
 Files: TypeAlias = "str | Path | Iterable[str | Path]"
 """A path, a glob, a hub data set, or several of these."""
@@ -70,15 +69,14 @@ def resolve_files(files: Files) -> list[DataFile]:
     entry_of: dict[str, str] = {}
     for entry in map(str, entries):
         for path in _expand(entry):
-            try:
-                file = _describe(path)
-            except ValueError as error:
-                problems.append(Problem(path, str(error)))
+            file = _describe(path)
+            if isinstance(file, Problem):
+                problems.append(file)
                 continue
             key = file.path if file.kind in HUBS else os.path.realpath(file.path)
             if key in entry_of:
-                message = f"is given twice (also as {entry_of[key]}); its pairs would count double"
-                problems.append(Problem(file.path, message))
+                why = f"is given twice (also as {entry_of[key]}); its pairs would count double"
+                problems.append(Problem(file.path, why))
             entry_of.setdefault(key, entry)
             sources.append(file)
     if problems:
@@ -99,62 +97,47 @@ def _hub_of(entry: str) -> str:
     return prefix if prefix in HUBS and name else ""
 
 
-def _describe_hub(entry: str) -> DataFile:
+def _describe_hub(entry: str) -> DataFile | Problem:
     hub, *parts = entry.split(":")
-    _require(HUBS[hub])
     if len(parts) > 3 or not all(parts):
-        raise ValueError(
-            f"is not of the form {hub}:NAME, {hub}:NAME:SPLIT or {hub}:NAME:CONFIG:SPLIT"
-        )
-    return DataFile(entry, entry, hub)
+        forms = ", ".join(f"{hub}:{form}" for form in ("NAME", "NAME:SPLIT", "NAME:CONFIG:SPLIT"))
+        return Problem(entry, f"is of none of the forms {forms}")
+    return _lacks(entry, HUBS[hub]) or DataFile(entry, entry, hub)
 
 
-def _describe(path: str) -> DataFile:
+def _describe(path: str) -> DataFile | Problem:
     if _hub_of(path):
         return _describe_hub(path)
-    if not os.path.lexists(path) and glob.has_magic(path):
-        raise ValueError("matches no file")
-    if os.path.isdir(path):
-        raise ValueError(
-            f"is a folder; name its files, for example {os.path.join(path, '*.jsonl')}"
-        )
-    if not os.path.exists(path):
-        raise ValueError(f"does not exist{_near(path)}")
-    if not os.path.isfile(path):
-        raise ValueError("is not a regular file")
-    if os.path.getsize(path) == 0:
-        raise ValueError("is empty")
     stem, ending = os.path.splitext(path)
     compression = ending[1:].lower() if ending.lower() in (".gz", ".zst") else ""
     if compression:
         ending = os.path.splitext(stem)[1]
     kind = _KINDS.get(ending.lower())
-    if kind is None or (kind == "parquet" and compression):
-        raise ValueError(
+    if not os.path.lexists(path) and glob.has_magic(path):
+        why = "matches no file"
+    elif os.path.isdir(path):
+        why = f"is a folder; name its files, for example {os.path.join(path, '*.jsonl')}"
+    elif not os.path.exists(path):
+        return missing_file(path, ..., path)
+    elif not os.path.isfile(path):
+        why = "is not a regular file"
+    elif os.path.getsize(path) == 0:
+        why = "is empty"
+    elif kind is None or (kind == "parquet" and compression):
+        why = (
             "has an ending that is not known; readable are "
             ".jsonl, .ndjson, .json, .csv and .tsv (each also .gz or .zst) and .parquet"
         )
-    if compression == "zst":
-        _require("zstandard")
-    if kind == "parquet":
-        _require("pyarrow")
-    return DataFile(path, path, kind, compression, os.path.getsize(path))
+    else:
+        package = {"zst": "zstandard", "parquet": "pyarrow"}.get(compression or kind, "")
+        file = DataFile(path, path, kind, compression, os.path.getsize(path))
+        return _lacks(path, package) or file
+    return Problem(path, why)
 
 
-def _near(path: str) -> str:
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        return f" (nor does its folder {folder})"
-    close = difflib.get_close_matches(os.path.basename(path), os.listdir(folder), n=3)
-    return f"; near it: {', '.join(close)}" if close else ""
-
-
-def _require(package: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(
-            f"needs the package '{package}'; install it with "
-            f"pip install 'minimind-dpo[{_EXTRAS[package]}]'"
-        )
+def _lacks(path: str, package: str) -> Problem | None:
+    """The problem of an optional package that a source needs and that is not installed."""
+    return next(package_problems(path, ..., package, _EXTRAS[package]), None) if package else None
 
 
 def _with_unique_names(files: list[DataFile]) -> list[DataFile]:

@@ -95,12 +95,7 @@ def _cell(text: str) -> Any:
 
 
 def read_parquet(file: DataFile, known: Collection[str]) -> Iterator[Record]:
-    """Rows of a parquet file; of columns that are not known, the name alone.
-
-    Args:
-        file: The file.
-        known: Columns that are read; values of the others may be of any type.
-    """
+    """Rows of a parquet file; of columns beyond `known`, of any type, the names alone."""
     import pyarrow
     import pyarrow.parquet
 

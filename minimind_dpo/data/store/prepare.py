@@ -27,7 +27,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRe
 from minimind_dpo.batch import PreferencePair
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.read.pairs import read_files
-from minimind_dpo.data.read.problems import DataError, Problem, ProblemLog
+from minimind_dpo.data.read.problems import DataError, ProblemLog
 from minimind_dpo.data.read.records import content_digest
 from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
 from minimind_dpo.data.store.report import ReportBuilder
@@ -37,6 +37,7 @@ from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairToke
 from minimind_dpo.data.tokenize.rendering import as_answer, as_turns
 from minimind_dpo.disk import remove_dead, workspace
 from minimind_dpo.options.limits import check_limits
+from minimind_dpo.options.problem import Problem
 
 READER = 2
 """Version of how files become pairs; raise it with every change that gives other pairs."""
@@ -56,12 +57,11 @@ def prepare_store(
     Args:
         files: A path, glob, hub data set or several; `sources` has the syntax.
         pair_tokenizer: The rules.
-        options: `cache_dir`, `columns`, `on_error` (skipped problems are counted, and written to
-            `TokenStore.unused`) and `tokenize_workers` are read.
+        options: Of them `cache_dir`, `columns`, `on_error` and `tokenize_workers` are read here.
         progress: Show a progress bar while tokenising.
 
     Raises:
-        ConfigError: An option that is none.
+        ConfigError: An option is out of its range.
         DataError: Files that cannot be used; problems, under `stop`; or no pair that is left.
     """
     check_limits(options, "data.")
@@ -132,7 +132,7 @@ class _Builder:
         self.tokenizer = pair_tokenizer
         self.report = ReportBuilder()
         self.problems = ProblemLog()
-        self.unused: list[str] = []
+        self.unused: list[Problem] = []
 
     def run(
         self, files: list[DataFile], columns: Mapping[str, str], progress: bool, workers: int
@@ -145,7 +145,7 @@ class _Builder:
 
     def _add_problem(self, problem: Problem) -> None:
         self.problems(problem)
-        self.unused.append(str(problem))
+        self.unused.append(problem)
 
     def _add(self, pair: PreferencePair, result: Encoded | Dropped) -> None:
         self.report.add(pair, result)
@@ -154,7 +154,7 @@ class _Builder:
         elif result.kind == "template":
             self._add_problem(Problem(pair.source, result.reason))
         else:
-            self.unused.append(f"{pair.source}: dropped: {result.reason}")
+            self.unused.append(Problem(pair.source, f"dropped: {result.reason}"))
 
     def finish(self, path: Path, fingerprint: str, on_error: str) -> None:
         """Complete the store, unless there are problems to stop at or no pair is left."""
@@ -162,22 +162,18 @@ class _Builder:
             self.problems.raise_if_any()
         if not len(self.writer):
             names = ", ".join(summary.name for summary in self.report.files)
-            reasons = [Problem(*line.split(": ", 1)) for line in self.unused]
-            problems = reasons or [Problem(names, "holds no pair")]
+            problems = self.unused or [Problem(names, "holds no pair")]
             raise DataError(problems, hint="No pair is left to train on.")
         report = self.report.build(self.writer.lengths(), self.tokenizer.options.lengths)
-        self.writer.finish(path, fingerprint, report, self.unused)
+        self.writer.finish(path, fingerprint, report, list(map(str, self.unused)))
 
 
 def _in_threads(
     pair_tokenizer: PairTokenizer, pairs: Iterable[PreferencePair], workers: int
 ) -> Iterator[tuple[PreferencePair, Encoded | Dropped]]:
-    """Tokenise chunks in threads, in order.
-
-    Encoding, most of the work, leaves Python's lock. Threads beat both processes (whose start
-    costs more than the work of a usual file) and the tokenizer's own parallelism (which stands
-    still while Python renders the next chunk).
-    """
+    """Tokenise chunks, in order, in threads: encoding, most of the work, leaves Python's lock."""
+    # Processes cost more to start than a usual file takes; the tokenizer's own parallelism stands
+    # still while Python renders the next chunk.
     stream = iter(pairs)
     waiting: deque[tuple[list[PreferencePair], Future[list[Encoded | Dropped]]]] = deque()
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:

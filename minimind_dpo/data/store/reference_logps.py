@@ -131,18 +131,18 @@ class ReferenceCache:
             ValueError: If a row has the wrong length or a value that is not finite.
         """
         rows = np.asarray(indices, np.int64).tolist()
-        added = {}
+        fresh = {}
         for row, logps in zip(rows, values, strict=True):
             flat = np.array(logps, np.float32)
             if flat.shape != (self._counts[row],):
                 raise ValueError(f"pair {row}: shape {flat.shape}, not ({self._counts[row]},)")
             if not np.isfinite(flat).all():
                 raise ValueError(f"pair {row}: the reference's log-probs are not all finite")
-            added[row] = flat
+            fresh[row] = flat
         if not self._waiting:
             self._since = time.monotonic()
-        self._waiting |= added
-        self._waiting_bytes += sum(flat.nbytes for flat in added.values())
+        self._waiting |= fresh
+        self._waiting_bytes += sum(flat.nbytes for flat in fresh.values())
         aged = time.monotonic() - self._since > _MOST_SECONDS
         if aged or self._waiting_bytes > _MOST_BYTES:
             self.flush()

@@ -82,12 +82,7 @@ class ReportBuilder:
         self._seen.add(key.digest())
 
     def build(self, lengths: np.ndarray, limits: Mapping[str, Any]) -> dict[str, Any]:
-        """The report as plain values.
-
-        Args:
-            lengths: int (n, 3), tokens of prompt, chosen and rejected of the kept pairs.
-            limits: What the pairs were cut to.
-        """
+        """The report as plain values, of int (n, 3) lengths of the stored pairs, and the limits."""
         prompt, chosen, rejected = np.asarray(lengths, np.int64).T
         rows = 2 * prompt + chosen + rejected
         return {
@@ -139,5 +134,5 @@ def _file(summary: FileSummary) -> dict[str, Any]:
 def _quantiles(values: np.ndarray) -> dict[str, float]:
     """Quantiles that are lengths of real pairs (the nearest rank below), and the mean."""
     points = np.quantile(values, list(QUANTILES.values()), method="lower")
-    named = {name: int(point) for name, point in zip(QUANTILES, points, strict=True)}
-    return {**named, "mean": round(float(values.mean()), 1)}
+    lengths = {name: int(point) for name, point in zip(QUANTILES, points, strict=True)}
+    return {**lengths, "mean": round(float(values.mean()), 1)}

@@ -83,7 +83,7 @@ class Renderer:
         turns = [self._escaped(turn) for turn in as_turns(pair.prompt)]
         answers = [self._escaped(as_answer(side)) for side in (pair.chosen, pair.rejected)]
         tools, options = self._escape_all(pair.tools), self._escape_all(pair.template_options or {})
-        given = [*options, *(["tools"] if tools else [])]
+        variables = [*options, *(["tools"] if tools else [])]
         base = self._template.render(turns, tools, options, generate=True)
         header = _HEADER_THINK.sub("", base)
         wholes = [self._template.render([*turns, answer], tools, options) for answer in answers]
@@ -94,7 +94,7 @@ class Renderer:
             chosen,
             rejected,
             reasoning_lost=any(map(_loses_reasoning, answers, tails)),
-            unread=tuple(name for name in given if not self._template.reads(name)),
+            unread=tuple(name for name in variables if not self._template.reads(name)),
         )
 
     def _tail(self, header: str, whole: str) -> str:

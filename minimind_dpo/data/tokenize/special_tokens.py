@@ -98,11 +98,7 @@ def any_of(spellings: Sequence[str]) -> re.Pattern[str]:
 
 
 def special_tokens_of(tokenizer: PreTrainedTokenizerBase) -> SpecialTokens:
-    """The special tokens of a tokenizer.
-
-    Raises:
-        ConfigError: As `TextEncoder`.
-    """
+    """The special tokens of a tokenizer; errors as `TextEncoder`."""
     return SpecialTokens(list(_backend(tokenizer).get_added_tokens_decoder().items()))
 
 

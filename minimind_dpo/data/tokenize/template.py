@@ -54,16 +54,16 @@ def find_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | None
     Raises:
         ConfigError: The choice is none of these.
     """
-    own: Any = tokenizer.chat_template
-    named: Mapping[str, str] = own if isinstance(own, Mapping) else {}
-    names = ", ".join(sorted(named))
+    template: Any = tokenizer.chat_template
+    by_name: Mapping[str, str] = template if isinstance(template, Mapping) else {}
+    names = ", ".join(sorted(by_name))
     if choice == "none":
         return None
-    if choice == "auto" and not named:
-        return own or None
+    if choice == "auto" and not by_name:
+        return template or None
     name = "default" if choice == "auto" else choice
-    if name in named:
-        return named[name]
+    if name in by_name:
+        return by_name[name]
     if choice == "auto":
         why = f"the tokenizer has several chat templates ({names}) and none is called default"
         raise _refusal(why, "Name one of them.", choice)
@@ -73,7 +73,7 @@ def find_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | None
     if not os.path.isfile(path):
         several = f", one of the tokenizer's templates ({names})" if names else ""
         why = f"is no file; it is auto, none{several} or a file that holds a Jinja template"
-        raise _refusal(why, did_you_mean(choice, ["auto", "none", *named]), choice)
+        raise _refusal(why, did_you_mean(choice, ["auto", "none", *by_name]), choice)
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -196,14 +196,9 @@ def _why(error: Exception) -> str:
 
 
 def _limited(render: Callable[[], str]) -> str:
-    """What `render` returns, computed in a process that is killed where it exceeds a limit.
-
-    Within this process a power or a repetition of large numbers could not be interrupted. Only
-    Linux forks safely while threads run; elsewhere there is no limit.
-
-    Raises:
-        RenderError: It fails, or exceeds a limit.
-    """
+    """What `render` returns, computed in a process that is killed beyond a limit."""
+    # Within this process a power or a repetition of large numbers could not be interrupted. Only
+    # Linux forks safely while threads run; elsewhere there is no limit.
     if sys.platform != "linux":
         return render()
     context = multiprocessing.get_context("fork")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +37,15 @@ PLANNED = "minimind_dpo_planned"
 
 LONG = 192
 """Mean number of keys a sequence from which blocks of queries are the faster way on a CPU."""
+
+
+class _Scores(NamedTuple):
+    """How scores are made, and weights of them; as keywords of `planned_attention`."""
+
+    scaling: float | None
+    window: int | None
+    softcap: float | None
+    dropout: float
 
 
 def planned_attention(
@@ -90,7 +99,9 @@ def planned_attention(
         query, key, value = in_autocast_dtype(query, key, value)
         if takes_varlen(query, value, softcap, dropout):
             return varlen_attention(query, key, value, plan, scaling, window), None
-    return _outside_graphs(query, key, value, plan, scaling, window, softcap, dropout), None
+    return _outside_graphs(
+        query, key, value, plan, _Scores(scaling, window, softcap, dropout)
+    ), None
 
 
 # NOTE: kept out of compiled layers, where lists of changing length would recompile each batch.
@@ -100,34 +111,19 @@ def _outside_graphs(
     key: Tensor,
     value: Tensor,
     plan: AttentionPlan,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    dropout: float,
+    scores: _Scores,
 ) -> Tensor:
-    window = None if window is None or window >= max(plan.key_lengths) else window
-    if _blocks_apply(query, plan, softcap, dropout):
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        return block_attention(q, k, v, plan, scaling, window).unsqueeze(0)
-    return _per_sequence(query, key, value, plan, scaling, window, softcap, dropout)
-
-
-def _blocks_apply(
-    query: Tensor, plan: AttentionPlan, softcap: float | None, dropout: float
-) -> bool:
     long = sum(plan.key_lengths) >= LONG * len(plan.key_lengths)
-    return long and query.device.type == "cpu" and softcap is None and dropout == 0.0
+    plain = scores.softcap is None and scores.dropout == 0.0
+    if long and plain and query.device.type == "cpu":
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        window = scores.window if scores.window and scores.window < max(plan.key_lengths) else None
+        return block_attention(q, k, v, plan, scores.scaling, window).unsqueeze(0)
+    return _per_sequence(query, key, value, plan, scores)
 
 
 def _per_sequence(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    plan: AttentionPlan,
-    scaling: float | None,
-    window: int | None,
-    softcap: float | None,
-    dropout: float,
+    query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan, scores: _Scores
 ) -> Tensor:
     # NOTE: split, never slice: the backward pass of each slice fills a zero tensor of length T.
     lengths = list(plan.query_lengths)
@@ -140,20 +136,13 @@ def _per_sequence(
             k = torch.cat([last_k[:, :, :borrowed], k], dim=2)  # (1, kv_heads, keys, head_dim)
             v = torch.cat([last_v[:, :, :borrowed], v], dim=2)
         last_k, last_v = k, v
-        mask = _causal_mask(plan, q.shape[2], k.shape[2], window, q.device)
-        outputs.append(_attend(q, k, v, mask, scaling, softcap, dropout).transpose(1, 2))
+        mask = _causal_mask(plan, q.shape[2], k.shape[2], scores.window, q.device)
+        outputs.append(_attend(q, k, v, mask, scores).transpose(1, 2))
     return torch.cat(outputs, dim=1)
 
 
-def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    mask: Tensor | None,
-    scaling: float | None,
-    softcap: float | None,
-    dropout: float,
-) -> Tensor:
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scores: _Scores) -> Tensor:
+    scaling, _, softcap, dropout = scores
     groups = q.shape[1] // k.shape[1]
     if groups > 1 and (softcap is not None or _lacks_groups(q, mask)):
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
@@ -168,11 +157,11 @@ def _attend(
             scale=scaling,
             enable_gqa=q.shape[1] != k.shape[1],
         )
-    scores = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
+    raw = (q @ k.transpose(2, 3)) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+    capped = softcap * torch.tanh(raw / softcap)
     if mask is None:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
+    weights = capped.masked_fill(~mask, float("-inf")).softmax(-1, dtype=torch.float32)
     return F.dropout(weights.to(v.dtype), dropout) @ v
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.initialization import no_init_weights
 
-from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.errors import CheckpointError, named
 from minimind_dpo.models.minimind.architecture import resolve_fields
 from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.folder import (
@@ -58,11 +58,7 @@ class NativeSource:
 
 
 def read_native(path: Path) -> NativeSource:
-    """The tensors of a native file.
-
-    Raises:
-        CheckpointError: It is none, or is damaged.
-    """
+    """The tensors of a native file; CheckpointError where it is none, or is damaged."""
     return NativeSource(read_tensors(path), str(path))
 
 
@@ -96,20 +92,24 @@ def build(
     where, form = source.where, source.form
     prefix = common_prefix(source.tensors)
     state = {key.removeprefix(prefix): tensor for key, tensor in source.tensors.items()}
-    generation, moe, fields = _architecture(state, form, overrides, where)
+    with named(where):
+        generation, moe, fields = _architecture(state, form, overrides)
+        mask_fill = _mask_fill(state, fields)
     if form and device != "meta" and (unused := fields_without_use(form.config, generation)):
         log.warning("%s/config.json has fields that are not read: %s", where, ", ".join(unused))
     check_finite({key: tensor for key, tensor in state.items() if not is_mask(key)}, where)
-    mask_fill = _mask_fill(state, fields, where)
     file_dtype = _main_dtype(state)
     if lora is not None:
         state = add_lora(state, lora)
     on_device = {key: tensor.to(device) for key, tensor in state.items()}
-    weights = to_transformers(on_device, generation, moe, fields, where)
-    settings = transformers_config(generation, moe, fields, dropout)
-    with no_init_weights(), torch.device(device):
-        model = AutoModelForCausalLM.from_config(settings, dtype=dtype, attn_implementation="sdpa")
-    _load_strictly(model, weights, where)
+    with named(where):
+        weights = to_transformers(on_device, generation, moe, fields)
+        settings = transformers_config(generation, moe, fields, dropout)
+        with no_init_weights(), torch.device(device):
+            model = AutoModelForCausalLM.from_config(
+                settings, dtype=dtype, attn_implementation="sdpa"
+            )
+        _load_strictly(model, weights)
     return model, Dialect(
         name=generation.name + ("_moe" if moe else ""),
         class_name=type(model).__name__,
@@ -124,31 +124,31 @@ def build(
 
 
 def _architecture(
-    state: Mapping[str, Tensor], form: FolderForm | None, overrides: Mapping[str, Any], where: str
+    state: Mapping[str, Tensor], form: FolderForm | None, overrides: Mapping[str, Any]
 ) -> tuple[Generation, bool, dict[str, Any]]:
     """Generation, whether it is a mixture of experts, and every field; the tensors are whole."""
     name = overrides.get("generation")
     if name is None and form is not None:
         name = generation_by_fields(form.config)
     shapes = {key: tensor.shape for key, tensor in state.items()}
-    generation, moe = recognise(shapes, where, name)
+    generation, moe = recognise(shapes, name)
     config_fields = fields_of_config(form.config, generation) if form else {}
-    fields = resolve_fields(generation, moe, shapes, overrides, where, config_fields)
-    resolve_tie(generation, fields, state, where)
-    check_whole(state, generation, moe, fields, where)
+    fields = resolve_fields(generation, moe, shapes, overrides, config_fields)
+    resolve_tie(generation, fields, state)
+    check_whole(state, generation, moe, fields)
     return generation, moe, fields
 
 
-def _load_strictly(model: PreTrainedModel, weights: dict[str, Tensor], where: str) -> None:
-    own = model.state_dict()
+def _load_strictly(model: PreTrainedModel, weights: dict[str, Tensor]) -> None:
+    state = model.state_dict()
     wrong = [
-        f"{key} {tuple(tensor.shape)} where {tuple(own[key].shape)} is expected"
+        f"{key} {tuple(tensor.shape)} where {tuple(state[key].shape)} is expected"
         for key, tensor in weights.items()
-        if key in own and own[key].shape != tensor.shape
+        if key in state and state[key].shape != tensor.shape
     ]
     if wrong:
         raise CheckpointError(
-            f"{where}: {len(wrong)} tensor(s) have another shape than the first layer and "
+            f"{len(wrong)} tensor(s) have another shape than the first layer and "
             f"model.config imply: {'; '.join(wrong[:3])}. Check the overrides under model.config"
         )
     missing, unexpected = model.load_state_dict(weights, strict=False)
@@ -158,7 +158,7 @@ def _load_strictly(model: PreTrainedModel, weights: dict[str, Tensor], where: st
     model.tie_weights()
 
 
-def _mask_fill(state: Mapping[str, Tensor], fields: Mapping[str, Any], where: str) -> float:
+def _mask_fill(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> float:
     """Value above the diagonal of v_learn's stored masks, which must be plain causal ones."""
     masks = {key: tensor for key, tensor in state.items() if is_mask(key)}
     if not masks:
@@ -172,12 +172,12 @@ def _mask_fill(state: Mapping[str, Tensor], fields: Mapping[str, Any], where: st
         )
         if not plain or (size > 1 and not fill <= -1e4):
             raise CheckpointError(
-                f"{where}: {key} is not the causal mask that this architecture stores (zero, and "
+                f"{key} is not the causal mask that this architecture stores (zero, and "
                 f"a large negative number above the diagonal, shape (1, 1, {size}, {size})). The "
                 "model was trained with another attention pattern, which is not supported"
             )
     if len(masks) != fields["num_hidden_layers"]:
-        raise CheckpointError(f"{where}: some layers store a mask and some do not; it is not whole")
+        raise CheckpointError("some layers store a mask and some do not; it is not whole")
     return fill
 
 

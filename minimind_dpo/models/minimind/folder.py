@@ -60,11 +60,7 @@ def is_minimind(source: Path | str) -> bool:
 
 
 def fetch_folder(source: Path | str, key: str) -> Path:
-    """The folder itself, or a copy of what a hub has under a name.
-
-    Raises:
-        CheckpointError: The hub does not give it.
-    """
+    """The folder itself, or a copy of what a hub has under a name."""
     if isinstance(source, Path):
         return source
     try:
@@ -76,16 +72,11 @@ def fetch_folder(source: Path | str, key: str) -> Path:
 def read_folder(
     folder: Path, config: Mapping[str, Any], key: str
 ) -> tuple[dict[str, Tensor], FolderForm]:
-    """The tensors and the form of a folder.
-
-    Args:
-        folder: The folder.
-        config: Content of its `config.json`.
-        key: The configuration key that names the folder, for messages.
+    """The tensors and the form of a folder, with the content of its `config.json`.
 
     Raises:
-        CheckpointError: Weights are missing or damaged, or `config.json` asks for what no
-            MiniMind generation computes.
+        CheckpointError: Weights are missing or damaged, or `config.json` asks for what no MiniMind
+            generation computes.
     """
     for name, value in _ONE_VALUE.items():
         if config.get(name, value) not in (value, None):
@@ -120,8 +111,8 @@ def fields_of_config(config: Mapping[str, Any], generation: Generation) -> dict[
 
 def fields_without_use(config: Mapping[str, Any], generation: Generation) -> list[str]:
     """Fields of `config.json` that are neither of this generation's nor of every model's."""
-    used = {*_ONE_VALUE, *_WITHOUT_EFFECT, *_OF_TRANSFORMERS, *_known(generation)}
-    return sorted(set(config) - used - set(PreTrainedConfig().to_dict()))
+    with_use = {*_ONE_VALUE, *_WITHOUT_EFFECT, *_OF_TRANSFORMERS, *_known(generation)}
+    return sorted(set(config) - with_use - set(PreTrainedConfig().to_dict()))
 
 
 def _known(generation: Generation) -> set[str]:

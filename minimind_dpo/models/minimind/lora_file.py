@@ -26,11 +26,7 @@ def is_lora(keys: Iterable[str]) -> bool:
 
 
 def add_lora(state: Mapping[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """A native state dict with adapters added to it, the changed tensors in float32 or wider.
-
-    Args:
-        state: Native tensors by key without wrapper prefix.
-        path: The file of the adapters.
+    """A native state dict with the adapters of a file added, changed tensors in float32 or wider.
 
     Raises:
         CheckpointError: The file holds something else, or adapters of other layers or sizes.

@@ -94,11 +94,7 @@ def _checked(content: Any, path: Path) -> dict[str, Tensor]:
 
 
 def check_tensors(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Refuse what is no plain tensor of weights; no number is read for it.
-
-    Raises:
-        CheckpointError: Names the first of them.
-    """
+    """Refuse what is no plain tensor of weights, naming the first; no number is read for it."""
     for key, tensor in tensors.items():
         fault = _fault(key, tensor)
         if fault is not None:
@@ -123,11 +119,7 @@ def _fault(key: Any, tensor: Any) -> str | None:
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Refuse weights that are NaN or infinite.
-
-    Raises:
-        CheckpointError: Names the first of them.
-    """
+    """Refuse weights that are NaN or infinite, naming the first of them."""
     # NOTE: a sum is infinite or NaN wherever a member is, and is much cheaper than isfinite;
     # it can overflow in half precision, so only then is each element looked at.
     bad = [key for key, tensor in tensors.items() if not _is_finite(tensor)]

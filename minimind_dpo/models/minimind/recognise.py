@@ -97,53 +97,50 @@ def common_prefix(keys: Iterable[str]) -> str:
     return prefix
 
 
-def recognise(
-    shapes: Mapping[str, torch.Size], where: str, name: str | None = None
-) -> tuple[Generation, bool]:
-    """Generation of a state dict and whether it is a mixture of experts.
+def recognise(shapes: Mapping[str, torch.Size], name: str | None = None) -> tuple[Generation, bool]:
+    """Generation of a state dict, and whether it is a mixture of experts.
 
     Args:
         shapes: Shape of each tensor, by key without wrapper prefix.
-        where: The file, for messages.
         name: Generation that the user named, where v1 and v2a cannot be told apart.
 
     Raises:
         CheckpointError: The keys belong to no generation, or not to the named one.
     """
-    _refuse_others(shapes, where)
+    _refuse_others(shapes)
     moe = any(".experts." in key for key in shapes)
     candidates = [each.name for each in GENERATIONS.values() if _is_of(each, shapes)]
     if not candidates:
-        seen = ", ".join(list(shapes)[:4])
-        known = "; ".join(f"{' and '.join(g.marks)} ({g.name})" for g in GENERATIONS.values())
+        first = ", ".join(list(shapes)[:4])
+        marks = "; ".join(f"{' and '.join(g.marks)} ({g.name})" for g in GENERATIONS.values())
         raise CheckpointError(
-            f"{where}: no MiniMind generation has these keys: {seen}, ... ({len(shapes)} in all). "
-            f"Known ones hold {known}. Give model.path a full model's native file, or a "
+            f"no MiniMind generation has these keys: {first}, ... ({len(shapes)} in all). "
+            f"Known ones hold {marks}. Give model.path a full model's native file, or a "
             "Hugging Face folder"
         )
     if name is not None:
         if name not in candidates:
             raise CheckpointError(
-                f"{where}: model.config.generation={name}, but the keys of this file are those "
+                f"model.config.generation={name}, but the keys of this file are those "
                 f"of {' or '.join(candidates)}. Leave the override out"
             )
         return GENERATIONS[name], moe
     if len(candidates) == 1:
         return GENERATIONS[candidates[0]], moe
-    return GENERATIONS[_v1_or_v2a(shapes, where)], moe
+    return GENERATIONS[_v1_or_v2a(shapes)], moe
 
 
 def _is_of(generation: Generation, keys: Iterable[str]) -> bool:
     """Whether a state dict has the keys that tell a generation, and none that rule it out."""
     keys = list(keys)
 
-    def found(mark: str) -> bool:
+    def in_keys(mark: str) -> bool:
         return any(mark in key if mark.startswith(".") else key.startswith(mark) for key in keys)
 
-    return all(map(found, generation.marks)) and not any(map(found, generation.absent))
+    return all(map(in_keys, generation.marks)) and not any(map(in_keys, generation.absent))
 
 
-def _refuse_others(keys: Iterable[str], where: str) -> None:
+def _refuse_others(keys: Iterable[str]) -> None:
     """Name the files of MiniMind's family that hold more or less than a model of text."""
     keys = list(keys)
     kinds = {kind for kind, part in _PARTS_OF_OTHERS.items() if any(part in key for key in keys)}
@@ -155,24 +152,24 @@ def _refuse_others(keys: Iterable[str], where: str) -> None:
         return
     elif all(".lora." in key for key in keys):
         raise CheckpointError(
-            f"{where} holds LoRA adapters alone. Give model.path the model that they were trained "
-            f"on, and model.adapters={where}"
+            "it holds LoRA adapters alone. Give model.path the model that they were trained on, "
+            "and model.adapters this file"
         )
     else:
         raise CheckpointError(
-            f"{where} holds LoRA adapters between the weights of a model. Give model.path the "
-            "model without them, and model.adapters the file of the adapters (lora_*.pth)"
+            "it holds LoRA adapters between the weights of a model. Give model.path the model "
+            "without them, and model.adapters the file of the adapters (lora_*.pth)"
         )
-    raise CheckpointError(f"{where} holds {what}. Only models of text alone can be trained here")
+    raise CheckpointError(f"it holds {what}. Only models of text alone can be trained here")
 
 
-def _v1_or_v2a(shapes: Mapping[str, torch.Size], where: str) -> str:
+def _v1_or_v2a(shapes: Mapping[str, torch.Size]) -> str:
     layer = "layers.0.attention."
     query, key = (shapes.get(f"{layer}{name}.weight", (0,))[0] for name in ("wq", "wk"))
     ratio = query / key if key else 0
     if ratio not in (2, 4):
         raise CheckpointError(
-            f"{where}: tok_embeddings says v1 or v2a, which have 1 key row to 2 or 4 query rows, "
+            f"tok_embeddings says v1 or v2a, which have 1 key row to 2 or 4 query rows, "
             f"but {layer}wk has {key} and wq has {query}. Say which it is with "
             "model.config.generation=v1 or v2a"
         )

@@ -151,20 +151,8 @@ def check_whole(
     generation: Generation,
     moe: bool,
     fields: Mapping[str, Any],
-    where: str,
 ) -> None:
-    """Refuse a native file that does not hold exactly one model of its dialect.
-
-    Args:
-        state: Native tensors by key without wrapper prefix; masks are left aside.
-        generation: As recognised.
-        moe: As recognised.
-        fields: As resolved.
-        where: The file, for messages.
-
-    Raises:
-        CheckpointError: Keys are missing or left over.
-    """
+    """Refuse a native file that does not hold exactly one model of its dialect."""
     expected = {source for rule in rules(generation, moe, fields) for source in rule.sources}
     extra = {key for key in state if not is_mask(key)} - expected
     if is_tied(generation, fields):
@@ -172,7 +160,7 @@ def check_whole(
     missing = expected - state.keys()
     if missing or extra:
         raise CheckpointError(
-            f"{where}: read as {generation.name}, but "
+            f"read as {generation.name}, but "
             + " and ".join(
                 f"{len(keys)} key(s) are {what}: {', '.join(key[:100] for key in sorted(keys)[:5])}"
                 for keys, what in ((missing, "missing"), (extra, "left over"))
@@ -188,7 +176,7 @@ def is_tied(generation: Generation, fields: Mapping[str, Any]) -> bool:
 
 
 def resolve_tie(
-    generation: Generation, fields: dict[str, Any], state: Mapping[str, Tensor], where: str
+    generation: Generation, fields: dict[str, Any], state: Mapping[str, Tensor]
 ) -> None:
     """Fill in whether embedding and head are one tensor: v3 can have a head of its own.
 
@@ -203,11 +191,11 @@ def resolve_tie(
     tied = fields.setdefault(TIE, alike or generation.name != "v3")
     if tied and not alike:
         raise CheckpointError(
-            f"{where}: {names.head} and {names.embedding} differ, but {generation.name} ties them: "
+            f"{names.head} and {names.embedding} differ, but {generation.name} ties them: "
             "they are one tensor. The file is not of this generation"
         )
     if not tied and head is None:
-        raise CheckpointError(f"{where}: {TIE}=false, but {names.head} is missing")
+        raise CheckpointError(f"{TIE}=false, but {names.head} is missing")
 
 
 def to_transformers(
@@ -215,16 +203,8 @@ def to_transformers(
     generation: Generation,
     moe: bool,
     fields: Mapping[str, Any],
-    where: str,
 ) -> dict[str, Tensor]:
-    """State dict of the transformers model from that of a native file.
-
-    Args:
-        state: Native tensors, found whole by `check_whole`; on any device, `meta` among them.
-        generation: As recognised.
-        moe: As recognised.
-        fields: As resolved.
-        where: The file, for messages.
+    """State dict of the transformers model from that of a native file, which is whole.
 
     Raises:
         CheckpointError: Parts do not fit each other.
@@ -235,7 +215,7 @@ def to_transformers(
             result[rule.target] = rule.join([state[source] for source in rule.sources])
         except RuntimeError as error:
             shapes = ", ".join(f"{key} {tuple(state[key].shape)}" for key in rule.sources[:4])
-            raise CheckpointError(f"{where}: tensors do not fit together: {shapes}") from error
+            raise CheckpointError(f"tensors do not fit together: {shapes}") from error
     return result
 
 
