@@ -33,6 +33,7 @@ from minimind_dpo.evaluation.pair_measures import PairMeasures, measure_pairs
 from minimind_dpo.evaluation.sampling import draw_answers, sample_completions
 from minimind_dpo.evaluation.scoring import single
 from minimind_dpo.evaluation.verdict import Case, Verdict
+from minimind_dpo.options.problem import ConfigError, Problem
 
 _PROBE_TOKENS = 8
 
@@ -72,6 +73,8 @@ class Evaluation:
         also: Checks the first judge.
         options: How answers are drawn.
         bar: Makes progress bars.
+        drawn: Answers of one policy and of the reference, to judge in place of new ones; the
+            votes of people are of these.
     """
 
     def __init__(
@@ -82,17 +85,19 @@ class Evaluation:
         also: Judge | None,
         options: EvaluateOptions,
         bar: Bar,
+        drawn: tuple[list[Answer], list[Answer]] | None = None,
     ) -> None:
         self.task = task
         self.reference = reference
         self.judges = (judge, also)
         self.options = options
         self.bar = bar
+        self._drawn = drawn
 
     def __call__(self, policy: Lend) -> Verdict:
         """The verdict on a policy as it is now; the model, its modes and all seeds stay."""
         task = self.task
-        answers = self._answers(policy, "Answers of the policy")
+        answers = self._policy_answers(policy)
         kl = answer_kl(
             policy, self.reference, task.prompts, answers, task.collate, task.batch_tokens
         )
@@ -151,8 +156,20 @@ class Evaluation:
                 advance=advance,
             )
 
+    def _policy_answers(self, policy: Lend) -> list[Answer]:
+        if self._drawn is None:
+            return self._answers(policy, "Answers of the policy")
+        answers, theirs = self._drawn
+        self._drawn = [], theirs  # of one policy, and no other
+        if not answers:
+            why = "are of one policy; judge the others by themselves"
+            raise ConfigError([Problem("judge.votes", why)])
+        return answers
+
     @cached_property
     def _reference_answers(self) -> list[Answer]:
+        if self._drawn is not None:
+            return self._drawn[1]
         return self._answers(self.reference, "Answers of the reference")
 
     def _nlls(self, model: PreTrainedModel) -> np.ndarray:

@@ -20,6 +20,7 @@ from minimind_dpo.data.store.token_store import TokenStore
 from minimind_dpo.evaluation.answers import Bar, Lend, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
 from minimind_dpo.evaluation.judges.pairs import Ground
+from minimind_dpo.evaluation.judges.votes import kept_answers
 from minimind_dpo.evaluation.sampling import end_ids, room
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_model
@@ -130,6 +131,7 @@ def build_evaluation(
         also,
         config.evaluate,
         bar,
+        kept_answers(folder, prompts) if config.judge.votes is not None else None,
     )
 
 

@@ -2,7 +2,8 @@
 
 <run>/verdict.json      the verdict on the exported weights
 <run>/answers.jsonl     each prompt with both answers
-<run>/vote.html         for the judge human, and to_judge.jsonl for the judge file: what is asked
+<run>/vote.html         for the judge human, and to_judge.jsonl for the judge file: what is asked;
+                        beside it voted_on.jsonl, the answers with who wrote them
 <run>/frontier.jsonl    a line for each verdict while training and the last: step, win rate, KL
 """
 

@@ -22,11 +22,13 @@ from minimind_dpo.evaluation.judged import BETTER, CANNOT_TELL, NOT_BETTER, WORS
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
+from minimind_dpo.evaluation.judges.votes import VotesJudge, kept_answers
 from minimind_dpo.evaluation.measures import measure
 from minimind_dpo.evaluation.options import EvaluateOptions
 from minimind_dpo.evaluation.sampling import draw_answers
 from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.evaluation.statistics import Estimate
+from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
 from minimind_dpo.run.judges import build_judge
 
@@ -225,6 +227,31 @@ def test_a_judge_that_fails_is_told_beside_what_needs_no_judge(demo: Demo) -> No
     assert verdict.judged.to_json()["unjudged"] == 8
     assert verdict.also is not None
     assert verdict.also.win_rate is not None
+
+
+def test_votes_are_read_for_the_answers_that_were_voted_on(demo: Demo, tmp_path: Path) -> None:
+    """Even where the weights, exported in half precision, draw others; of one policy alone."""
+    policy, other = demo.model(), demo.model()
+    with torch.no_grad():
+        for model, scale in ((policy, 0.6), (other, 0.5)):
+            model.lm_head.weight.mul_(scale)
+    ask = demo.evaluation(8, VotesJudge("file", tmp_path, None, 0))(lambda: nullcontext(policy))
+    assert ask.advice
+    ballots = (tmp_path / "to_judge.jsonl").read_text(encoding="utf-8").splitlines()
+    votes = tmp_path / "votes.jsonl"
+    votes.write_text("\n".join(line[:-1] + ', "winner": "a"}' for line in ballots))
+    judge = VotesJudge("file", tmp_path, str(votes), 0)
+    drawn = demo.evaluation(8, judge)
+    assert drawn(lambda: nullcontext(other)).judged.trust.unable  # type: ignore[union-attr]
+    kept = demo.evaluation(8, judge)
+    kept._drawn = kept_answers(tmp_path, kept.task.prompts)
+    verdict = kept(lambda: nullcontext(other))
+    assert [case.policy.text for case in verdict.cases] == [c.policy.text for c in ask.cases]
+    assert verdict.judged is not None
+    decided = np.abs(verdict.judged.preferences)
+    assert decided.sum() == len(ballots) > 0
+    with pytest.raises(ConfigError, match=r"judge.votes: are of one policy"):
+        kept(lambda: nullcontext(policy))
 
 
 def test_pair_accuracy_that_rises_while_answers_stay_is_no_improvement(demo: Demo) -> None:

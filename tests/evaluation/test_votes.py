@@ -13,7 +13,7 @@ import pytest
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.judges.ballots import read_votes
 from minimind_dpo.evaluation.judges.judge import JudgeError
-from minimind_dpo.evaluation.judges.votes import VotesJudge
+from minimind_dpo.evaluation.judges.votes import VotesJudge, kept_answers
 from minimind_dpo.options.problem import ConfigError
 
 from .planted import asked, written
@@ -188,3 +188,15 @@ def test_answers_of_one_text_and_other_tokens_are_alike() -> None:
     other = Answer("a", np.array([3, 2], np.int32), True)
     judge = VotesJudge("file", Path(), None, 0)
     assert judge.compare([asked("?")], [one], [other]).tolist() == [0.0]
+
+
+def test_the_answers_that_are_voted_on_are_kept_with_their_tokens(tmp_path: Path) -> None:
+    assert kept_answers(tmp_path, PROMPTS) is None
+    ballots_of("human", tmp_path)
+    kept = kept_answers(tmp_path, PROMPTS)
+    assert kept is not None
+    for got, expected in zip(kept, (GOOD, POOR), strict=True):
+        assert [(a.text, a.ended) for a in got] == [(a.text, a.ended) for a in expected]
+        assert all((a.ids == b.ids).all() for a, b in zip(got, expected, strict=True))
+    others = [Prompt(np.array([9], np.int32), "") for _ in PROMPTS]
+    assert kept_answers(tmp_path, others) is None

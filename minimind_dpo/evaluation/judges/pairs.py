@@ -82,6 +82,8 @@ class PairsJudge:
         """Its accuracy on held-out pairs."""
         pairs = self.ground.test_pairs
         words = "the preference that the training pairs show, length aside"
+        if self._cuts:
+            words += f" and in the first {self.ground.longest} tokens of an answer alone"
         if self._model is None:
             found = len(self.ground.fit_pairs)
             return Trust(words, unable=f"{found} training pairs are too few to fit it on")
@@ -129,6 +131,12 @@ class PairsJudge:
                 advance(len(places))
         lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs])
         return np.stack(rows), np.log(lengths[:, 0] / lengths[:, 1])
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether some training pairs are longer than what is judged."""
+        pairs, most = self.ground.fit_pairs, self.ground.longest
+        return any(max(len(pair.chosen_ids), len(pair.rejected_ids)) > most for pair in pairs)
 
     def _cut(self, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
         most = self.ground.longest

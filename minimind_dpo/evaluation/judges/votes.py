@@ -2,6 +2,9 @@
 
 `file` writes JSON lines for a program or a person of the user's choice, `human` one HTML page that
 needs no network and no server. Both read the votes that come back in the same way.
+
+The answers themselves are kept beside, whole and with their tokens: drawn anew on another machine
+or from exported weights of half precision, some would be others, and their votes lost.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -20,6 +23,12 @@ from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.judges.ballots import Ballot, count_votes, make_ballots, read_votes
 from minimind_dpo.evaluation.judges.judge import Trust
+
+KEPT: Final = "voted_on.jsonl"
+"""File of the answers that are voted on; it says which model wrote which."""
+
+Drawn: TypeAlias = tuple[list[Answer], list[Answer]]
+"""Answers of the policy and of the reference to the same prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +114,7 @@ class VotesJudge:
         votes = [] if self._votes is None else read_votes(self._votes)
         preferences = count_votes(ballots, votes, len(prompts))
         if self._votes is None:
+            keep_answers(self._folder, prompts, first, second)
             self._ask(ballots)
         return preferences
 
@@ -124,3 +134,35 @@ class VotesJudge:
         advice = f"{way.todo.format(path)} Then: {command}"
         unable = f"nobody has voted on the {len(ballots)} prompts yet"
         self.trust = Trust(self.trust.words, unable=unable, advice=advice)
+
+
+def keep_answers(
+    folder: Path, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
+) -> None:
+    """Write the answers that are voted on."""
+
+    def plain(answer: Answer) -> dict[str, Any]:
+        return {"text": answer.text, "ids": answer.ids.tolist(), "ended": answer.ended}
+
+    triples = zip(prompts, first, second, strict=True)
+    rows = [
+        {"prompt": p.ids.tolist(), "policy": plain(a), "reference": plain(b)} for p, a, b in triples
+    ]
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    write_text(folder / KEPT, "".join(lines))
+
+
+def kept_answers(folder: Path, prompts: Sequence[Prompt]) -> Drawn | None:
+    """The answers that were voted on; None where none are kept, or those to other prompts."""
+    path = folder / KEPT
+    if not path.is_file():
+        return None
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if [row["prompt"] for row in rows] != [prompt.ids.tolist() for prompt in prompts]:
+        return None
+
+    def answers(side: str) -> list[Answer]:
+        each = (row[side] for row in rows)
+        return [Answer(a["text"], np.array(a["ids"], np.int32), a["ended"]) for a in each]
+
+    return answers("policy"), answers("reference")
