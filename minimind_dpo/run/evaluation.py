@@ -17,8 +17,9 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.read.pairs import read_pairs
 from minimind_dpo.data.store.token_store import TokenStore
-from minimind_dpo.evaluation.answers import Bar, Lend, Prompt
+from minimind_dpo.evaluation.answers import Answer, Bar, Lend, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
+from minimind_dpo.evaluation.judges.accuracy import MOST_PAIRS, Pairs
 from minimind_dpo.evaluation.judges.pairs import Ground
 from minimind_dpo.evaluation.judges.votes import kept_answers
 from minimind_dpo.evaluation.sampling import end_ids, room
@@ -120,8 +121,18 @@ def build_evaluation(
         collate=data.collate,
         batch_tokens=config.reference.batch_tokens or BATCH_TOKENS,
     )
+    tested = [held_out[i] for i in _some(np.arange(len(held_out)), MOST_PAIRS, random)]
     judge, also = (
-        build_judge(name, config, ground, prompts, key, folder, lambda: policy.model.device)
+        build_judge(
+            name,
+            config,
+            ground,
+            prompts,
+            key,
+            folder,
+            lambda: policy.model.device,
+            lambda: _as_texts(data, tested),
+        )
         for name, key in ((config.judge.name, "judge.name"), (config.judge.also, "judge.also"))
     )
     return Evaluation(
@@ -170,6 +181,18 @@ def _choose_prompts(
     chosen.sort(key=lambda pair: -len(pair.prompt_ids))
     turns = _read_turns(data, {pair.source for pair in chosen})
     return [Prompt(pair.prompt_ids[-longest:], turns[pair.source], pair.source) for pair in chosen]
+
+
+def _as_texts(data: PreferenceDataModule, pairs: Sequence[TokenizedPair]) -> Pairs:
+    """Pairs as judges read them who do not read tokens."""
+    turns = _read_turns(data, {pair.source for pair in pairs})
+    decode = data.tokenizer.chat.decode
+    chosen, rejected = (
+        [Answer(decode(ids.tolist()), ids, ended=True) for ids in side]
+        for side in ([p.chosen_ids for p in pairs], [p.rejected_ids for p in pairs])
+    )
+    prompts = [Prompt(pair.prompt_ids, turns[pair.source], pair.source) for pair in pairs]
+    return Pairs(prompts, chosen, rejected)
 
 
 def _read_turns(

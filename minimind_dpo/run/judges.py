@@ -11,6 +11,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.demo import judge as demo
 from minimind_dpo.demo.questions import question_of
 from minimind_dpo.evaluation.answers import Prompt
+from minimind_dpo.evaluation.judges.accuracy import JudgeWithAccuracy, Pairs
 from minimind_dpo.evaluation.judges.chat_client import ChatClient
 from minimind_dpo.evaluation.judges.endpoint import EndpointJudge
 from minimind_dpo.evaluation.judges.judge import Judge
@@ -31,6 +32,7 @@ def build_judge(
     key: str,
     folder: Path,
     device: Callable[[], torch.device],
+    held_out: Callable[[], Pairs] | None,
 ) -> Judge | None:
     """The judge of a name.
 
@@ -42,6 +44,7 @@ def build_judge(
         key: Where its name was given.
         folder: Where it writes.
         device: Says where a model of its own runs.
+        held_out: Gives held-out pairs to test a judge on that was not fitted on pairs.
 
     Raises:
         ConfigError: It does not know one of the prompts, or cannot read what it is told to.
@@ -53,11 +56,13 @@ def build_judge(
         case "demo":
             return _demo_judge(prompts, key)
         case "rules":
-            return rules_judge(str(options.rules))
+            return _with_accuracy(rules_judge(str(options.rules)), held_out)
         case "python":
             return PythonJudge(str(options.python))
         case "reward_model":
-            return RewardModelJudge(options.reward_model, device, ground.bar)
+            return _with_accuracy(
+                RewardModelJudge(options.reward_model, device, ground.bar), held_out
+            )
         case "endpoint":
             client = ChatClient(options.endpoint, Path(options.endpoint.cache).expanduser())
             judge = EndpointJudge(options.endpoint, client, ground.bar)
@@ -66,6 +71,10 @@ def build_judge(
         case "file" | "human":
             return VotesJudge(name, folder, options.votes, config.evaluate.seed)
     return None
+
+
+def _with_accuracy(judge: Judge, held_out: Callable[[], Pairs] | None) -> Judge:
+    return judge if held_out is None else JudgeWithAccuracy(judge, held_out)
 
 
 def _demo_judge(prompts: Sequence[Prompt], key: str) -> ProgramJudge:

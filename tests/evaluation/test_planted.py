@@ -336,7 +336,7 @@ def test_collapsed_answers_sound_an_alarm(policy: list[Answer], alarm: str) -> N
 
 
 def test_the_demo_judge_is_built_for_its_own_prompts_alone(demo: Demo) -> None:
-    elsewhere: Any = (Path(), lambda: torch.device("cpu"))
+    elsewhere: Any = (Path(), lambda: torch.device("cpu"), None)
     built = build_judge("demo", demo.config, demo.ground, demo.prompts, "judge.name", *elsewhere)
     assert isinstance(built, ProgramJudge)
     foreign = Prompt(demo.prompts[0].ids, "What is love?", "dpo.jsonl:7")

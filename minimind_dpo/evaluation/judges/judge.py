@@ -22,9 +22,11 @@ class Trust:
 
     Attributes:
         words: What it goes by, as a noun phrase: "the preference that the training pairs show".
-        accuracy: Share of held-out pairs whose chosen answer it prefers; None where that is not
-            the measure, as for a program that says what is wanted.
+        accuracy: Share of held-out pairs whose chosen answer it prefers, ties counted half; None
+            where that is not the measure, as for a program that says what is wanted.
         unable: Why it cannot judge at all; empty where it can.
+        has_to_be_right: Whether a judge that may be right by chance alone cannot judge; so for one
+            that was fitted on such pairs.
         advice: What to do so that it can; empty where there is nothing.
     """
 
@@ -32,11 +34,14 @@ class Trust:
     accuracy: Estimate | None = None
     unable: str = ""
     advice: str = ""
+    has_to_be_right: bool = True
 
     @property
     def can_judge(self) -> bool:
-        """Whether it tells chosen from rejected better than a coin, at 95% confidence."""
-        return not self.unable and (self.accuracy is None or self.accuracy.low > 0.5)
+        """Whether it tells chosen from rejected better than a coin, at 95%, where it has to."""
+        if self.unable:
+            return False
+        return self.accuracy is None or not self.has_to_be_right or self.accuracy.low > 0.5
 
     def to_json(self) -> dict[str, object]:
         """Plain values."""
