@@ -193,7 +193,7 @@ class Evaluation:
             trust = judge.trust
         except JudgeError as error:  # what needs no judge is told all the same
             preferences = np.full(len(answers), np.nan)
-            trust = Trust(judge.trust.words, unable=str(error))
+            trust = Trust("nothing here, since it failed", unable=str(error))
         return Judged(judge.name, trust, preferences, np.array(longer, np.float64))
 
     def _facts(self, answers: Sequence[Answer]) -> Facts | None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from minimind_dpo.config.compose import compose
+from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.evaluation.judges.accuracy import JudgeWithAccuracy, Pairs
+from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
+from minimind_dpo.evaluation.options import RewardModelOptions
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
 from minimind_dpo.run.evaluation import build_evaluation
 
@@ -34,6 +39,19 @@ def test_its_accuracy_is_told_and_decides_nothing(right: int) -> None:
     assert judge.trust.can_judge
     assert judge.trust.words == "what the test says"
     assert judge.compare(PROMPTS[:1], [written("ab")], [written("a")]).tolist() == [1.0]
+
+
+def test_a_reward_model_that_cannot_be_loaded_is_told_once(tmp_path: Path) -> None:
+    """Its accuracy is not asked for a second time where the first comparison failed."""
+    options = RewardModelOptions(str(tmp_path / "gone"))
+    model = RewardModelJudge(options, lambda: torch.device("cpu"), silent)
+    judge = JudgeWithAccuracy(model, lambda: Pairs(PROMPTS[:1], [written("a")], [written("b")]))
+    evaluation = Evaluation.__new__(Evaluation)
+    evaluation.task = SimpleNamespace(prompts=PROMPTS[:1])  # type: ignore[assignment]
+    evaluation._drawn = [], [written("b")]
+    judged = evaluation._judged(judge, [written("a")])
+    assert judged.trust.unable.startswith(f"judge.reward_model.path={tmp_path / 'gone'}: does not")
+    assert not judged.trust.can_judge
 
 
 def test_rules_are_held_to_the_run_s_own_held_out_pairs(tmp_path: Path) -> None:

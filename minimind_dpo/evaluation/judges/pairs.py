@@ -25,7 +25,7 @@ from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.evaluation.answers import Answer, Bar, Lend, Prompt
 from minimind_dpo.evaluation.judges.bradley_terry import BradleyTerry, fit
-from minimind_dpo.evaluation.judges.judge import Trust
+from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.scoring import frozen, pair_batches, prompt_groups
 from minimind_dpo.evaluation.statistics import share_interval
 from minimind_dpo.models.attention.planned import use_planned_attention
@@ -158,7 +158,7 @@ def mean_states(model: PreTrainedModel, batch: PreferenceBatch) -> Tensor:
         batch: P >= 1 pairs on its device.
 
     Raises:
-        ValueError: The model has no layers that transformers marks as such.
+        JudgeError: The model has no layers that transformers marks as such.
     """
     use_planned_attention(model, batch.plan is not None)
     outputs: list[Tensor] = []
@@ -185,12 +185,12 @@ def read_layers(model: PreTrainedModel) -> list[GradientCheckpointingLayer]:
     """The decoder layers at a quarter and at half of the depth; one where there is but one.
 
     Raises:
-        ValueError: The model has no layers that transformers marks as such.
+        JudgeError: The model has no layers that transformers marks as such.
     """
     layers = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(
-            f"judge.name=pairs: {type(model).__name__} has no decoder layers whose states could be "
+        raise JudgeError(
+            f"{type(model).__name__} has no decoder layers whose states could be "
             "read. Use another judge for this model"
         )
     return [layers[place] for place in sorted({len(layers) // 4, len(layers) // 2})]
