@@ -67,6 +67,8 @@ def test_a_run_ends_in_a_page_whose_first_words_are_the_verdict(finished_run: Pa
     verdict = json.loads((finished_run / "verdict.json").read_text(encoding="utf-8"))
     texts = [text.strip() for text in page.text if text.strip()]
     assert texts[1:3] == ["Run run", verdict["sentence"]]
+    assert verdict["judge"]["sentence"].startswith("Judge pairs can be trusted for ")
+    assert verdict["judge"]["sentence"] in texts
     assert page._open == []
     assert page.links == []  # nothing is fetched
     assert page.tags.count("svg") >= 5
