@@ -50,7 +50,7 @@ def test_a_reward_model_that_cannot_be_loaded_is_told_once(tmp_path: Path) -> No
     evaluation.task = SimpleNamespace(prompts=PROMPTS[:1])  # type: ignore[assignment]
     evaluation._drawn = [], [written("b")]
     judged = evaluation._judged(judge, [written("a")])
-    assert judged.trust.unable.startswith(f"judge.reward_model.path={tmp_path / 'gone'}: does not")
+    assert judged.trust.unable.startswith(f"judge.reward_model.path={tmp_path / 'gone'}: ")
     assert not judged.trust.can_judge
 
 

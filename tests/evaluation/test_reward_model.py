@@ -146,7 +146,7 @@ def test_what_is_no_reward_model_is_refused_before_training(tmp_path: Path) -> N
     for path, why in (
         (save(tmp_path / "two", two), "has 2 labels, but a score is one number"),
         (save(tmp_path / "plain", plain), "lacks the weights score.weight"),
-        (str(tmp_path / "nothing"), "does not exist"),
+        (str(tmp_path / "nothing"), "nothing: "),
     ):
         with pytest.raises(ConfigError, match=f"judge.reward_model.path=.*{why}"):
             load(path, "meta")
