@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.store.report import QUANTILES, REASONS
+from minimind_dpo.data.store.counts import QUANTILES, REASONS
 from minimind_dpo.data.store.token_store import TokenStore
 
 _MOST = 0.5

@@ -92,7 +92,7 @@ def test_reserved_characters_are_refused_and_not_guessed_at(tokenizer) -> None:
     assert "U+100000" in result.reason
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(["<|im_start|>", "<|im_end|>", "<|im_", "end|>", "<think>", " ", "\n", "é"])

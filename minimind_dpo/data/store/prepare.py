@@ -30,7 +30,7 @@ from minimind_dpo.data.read.pairs import read_files
 from minimind_dpo.data.read.problems import DataError, ProblemLog
 from minimind_dpo.data.read.records import content_digest
 from minimind_dpo.data.read.sources import DataFile, Files, resolve_files
-from minimind_dpo.data.store.report import ReportBuilder
+from minimind_dpo.data.store.counts import ReportBuilder
 from minimind_dpo.data.store.sealed import DamagedFileError
 from minimind_dpo.data.store.token_store import FORMAT, StoreWriter, TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
