@@ -14,13 +14,13 @@ The last token of a completion predicts nothing, so it is scored but never run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from minimind_dpo.batch import AttentionPlan, PreferenceBatch, TokenizedPair, Window
-
-LAYOUTS = ("prefix_shared", "packed", "padded")
+from minimind_dpo.data.options import LAYOUTS
 
 
 class Collator:
@@ -109,26 +109,19 @@ class Collator:
             for i, (pair, row) in enumerate(zip([*pairs, *pairs], rows, strict=True))
         ]
         positions = np.broadcast_to(np.arange(width), ids.shape)
-        layout = _Layout([ids.reshape(-1)], [positions.reshape(-1)], predictors)
-        layout.attention_mask = torch.from_numpy(mask)
-        return layout
+        parts = ([ids.reshape(-1)], [positions.reshape(-1)], predictors)
+        return _Layout(*parts, attention_mask=torch.from_numpy(mask))
 
 
+@dataclass(slots=True)
 class _Layout:
     """What the layouts differ in: ids, positions, who predicts, and who attends to whom."""
 
-    def __init__(
-        self,
-        input_ids: list[np.ndarray],
-        position_ids: list[np.ndarray],
-        predictors: list[np.ndarray],
-        plan: AttentionPlan | None = None,
-    ) -> None:
-        self.input_ids = input_ids
-        self.position_ids = position_ids
-        self.predictors = predictors
-        self.plan = plan
-        self.attention_mask: torch.Tensor | None = None
+    input_ids: list[np.ndarray]
+    position_ids: list[np.ndarray]
+    predictors: list[np.ndarray]
+    plan: AttentionPlan | None = None
+    attention_mask: torch.Tensor | None = None
 
 
 def _prefix_shared(pairs: Sequence[TokenizedPair]) -> _Layout:

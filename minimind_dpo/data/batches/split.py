@@ -26,17 +26,12 @@ def split_indices(
     Returns:
         Rows to train on and rows to validate on, each int64 and ascending. Prompts are taken
         whole: validation gets the target or slightly less, and nothing where one prompt is all.
-
-    Raises:
-        ValueError: If `fraction` is out of range.
     """
     total = len(store)
     if fraction is None:
         target = min(max(round(_SHARE * total), _LEAST), _MOST, total // 5)
-    elif 0 <= fraction < 1:
-        target = min(round(fraction * total), total - 1)
     else:
-        raise ValueError(f"data.val_fraction is {fraction}; it must be at least 0 and below 1")
+        target = min(round(fraction * total), total - 1)
     prompts, group_of, sizes = np.unique(
         _mix(np.asarray(store.prompt_hash, np.uint64)), return_inverse=True, return_counts=True
     )

@@ -109,12 +109,15 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique_keys)
 def _parse_object(text: str) -> tuple[Any, str]:
     try:
         return _DECODER.decode(text), ""
-    except json.JSONDecodeError as error:
-        return None, f"is not valid JSON: {error.msg} (column {error.colno})"
-    except RecursionError:
-        return None, "is not usable JSON: nested too deeply"
-    except ValueError as error:
-        return None, f"is not usable JSON: {error}"
+    except (ValueError, RecursionError) as error:
+        return None, _json_problem(error)
+
+
+def _json_problem(error: ValueError | RecursionError) -> str:
+    if isinstance(error, json.JSONDecodeError):
+        return f"is not valid JSON: {error.msg} (column {error.colno})"
+    reason = "nested too deeply" if isinstance(error, RecursionError) else error
+    return f"is not usable JSON: {reason}"
 
 
 def _read_json(file: DataFile) -> Iterator[Record]:
@@ -166,15 +169,10 @@ def _decode_values(text: str, in_list: bool) -> Iterator[Record]:
         place = at(position)
         try:
             value, end = _DECODER.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            problem = f"is not valid JSON: {error.msg} (column {error.colno}){lost}"
-            yield Record(str(error.lineno), problem=problem)
-            return
-        except RecursionError:
-            yield Record(place, problem=f"is not usable JSON: nested too deeply{lost}")
-            return
-        except ValueError as error:
-            yield Record(place, problem=f"is not usable JSON: {error}{lost}")
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                place = str(error.lineno)
+            yield Record(place, problem=_json_problem(error) + lost)
             return
         yield Record(place, value, size=len(text[position:end].encode("utf-8", "replace")))
         position, first = end, False
