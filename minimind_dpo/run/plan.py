@@ -145,7 +145,7 @@ def _facts(
             f"{plan.batch_size} x {accumulate} x {ranks} = {plan.pairs_per_step} pairs "
             "(batch size x accumulation x devices)",
         ),
-        ("steps", f"{_steps(plan, config)}; a point of the curves {every}"),
+        ("steps", f"{_steps(plan)}; a point of the curves {every}"),
         ("loss", f"{' + '.join(config.loss.type)}, beta {config.loss.beta:g}"),
         ("learning rate", _rate(plan, config)),
         ("device", f"{f'{ranks} x ' if ranks > 1 else ''}{device}, {trainer.precision}"),
@@ -157,7 +157,7 @@ def _facts(
     return rows
 
 
-def _steps(plan: RunPlan, config: Config) -> str:
+def _steps(plan: RunPlan) -> str:
     if plan.steps is None:
         return f"until trainer.max_time, {plan.steps_per_epoch:,} an epoch"
     epochs = plan.steps / plan.steps_per_epoch

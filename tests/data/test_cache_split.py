@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minimind_dpo.data.batches.split import split_indices
+from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.options import DataOptions
 
 
 def store(hashes: Any) -> Any:
@@ -68,6 +70,6 @@ def test_a_fraction_is_taken_and_zero_is_none() -> None:
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.0, 2, float("nan")])
-def test_impossible_fractions_name_their_key(fraction) -> None:
+def test_impossible_fractions_name_their_key(tokenizer, fraction) -> None:
     with pytest.raises(ValueError, match=r"data\.val_fraction"):
-        split_indices(store(np.arange(10)), fraction)
+        PreferenceDataModule(tokenizer, DataOptions(val_fraction=fraction))

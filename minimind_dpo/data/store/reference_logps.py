@@ -8,7 +8,8 @@ A folder of segments, each a file that is renamed into place when it is whole:
 
 So any number of ranks and machines write at once, a process that dies loses what it had not yet
 put into a segment (half a minute), and nothing has to be merged. A segment that is damaged is
-deleted, and its rows are computed again.
+deleted, and its rows are computed again. Of a row that two processes wrote, all readers take the
+one in the file whose name sorts first.
 """
 
 from __future__ import annotations
@@ -68,14 +69,6 @@ class ReferenceCache:
     def __len__(self) -> int:
         """Rows that are present."""
         return len(self._counts) - len(self.missing(np.arange(len(self._counts))))
-
-    def refresh(self) -> None:
-        """Look again at what all processes have written.
-
-        Where two wrote the same row, all readers take the one of the file whose name sorts first.
-        """
-        self.flush()
-        self._open(self.folder, self._key, self._counts, verify=True)
 
     def _add(self, path: Path, verify: bool) -> None:
         """Note which rows a segment holds; delete it where it is not what was written."""
