@@ -19,7 +19,7 @@ from minimind_dpo.data.tokenize.special_tokens import RenderError
 from minimind_dpo.evaluation.judges.check import judge_trials
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import check_own_folder, rehearse_export
-from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.load import load_configured
 from minimind_dpo.models.locate import ADAPTERS, EXPORT
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.tokenizers import need_tokenizer
@@ -54,7 +54,7 @@ def _problems(config: Config, known: set[str]) -> Iterator[Problem]:
             yield _problem("model.path", error)
     if reference.path is not None and reference.mode != "none" and "reference.path" not in known:
         try:
-            _load(config, reference.path, tokenizer, "reference.path")
+            load_configured(model, tokenizer, reference=reference.path, device="meta")
         except CheckpointError as error:
             yield _problem("reference.path", error)
     if not any(key.startswith("judge.") for key in known):
@@ -82,7 +82,7 @@ def _chat_problems(config: Config, tokenizer: PreTrainedTokenizerBase) -> Iterat
 
 
 def _check_policy(config: Config, tokenizer: PreTrainedTokenizerBase | Literal[False]) -> None:
-    loaded = _load(config, config.model.path, tokenizer, "model.path")
+    loaded = load_configured(config.model, tokenizer, device="meta")
     if config.model.lora.r:
         add_adapters(loaded.model, config.model.lora)
     if config.export.hf or config.model.lora.r:
@@ -96,20 +96,6 @@ def _folder_problems(run_dir: str) -> Iterator[Problem]:
             check_own_folder(Path(run_dir).expanduser() / name)
         except CheckpointError as error:
             yield Problem("run_dir", str(error).rstrip("."))
-
-
-def _load(
-    config: Config, path: str, tokenizer: PreTrainedTokenizerBase | Literal[False], key: str
-) -> LoadedModel:
-    return load_model(
-        path,
-        tokenizer,
-        config.model.config if key == "model.path" else None,
-        trust_remote_code=config.model.trust_remote_code,
-        device="meta",
-        key=key,
-        adapters=config.model.adapters if key == "model.path" else None,
-    )
 
 
 def _problem(key: str, error: CheckpointError) -> Problem:

@@ -27,6 +27,7 @@ from minimind_dpo.models.lora import add_saved_adapters
 from minimind_dpo.models.minimind.build import NativeSource, build, read_minimind, read_native
 from minimind_dpo.models.minimind.folder import MODEL_TYPE, fetch_folder
 from minimind_dpo.models.minimind.recognise import Dialect
+from minimind_dpo.models.options import ModelOptions
 from minimind_dpo.models.tokenizers import (
     check_vocabulary,
     find_tokenizer,
@@ -141,6 +142,32 @@ def load_model(
     home = str(source.absolute() if isinstance(source, Path) else source) if plain else None
     return LoadedModel(
         model.eval(), dialect, str(path), home, text_tokenizer, tokenizer is not False
+    )
+
+
+def load_configured(
+    options: ModelOptions,
+    tokenizer: PreTrainedTokenizerBase | Literal[False],
+    *,
+    reference: str | None = None,
+    dtype: str | None = None,
+    dropout: float = 0.0,
+    device: Device = "cpu",
+) -> LoadedModel:
+    """The model that `model.*` names, or a reference of its own at another path, loaded alike.
+
+    What else is set under `model` (`config`, `adapters`) is of the model at `model.path` alone.
+    """
+    return load_model(
+        reference or options.path,
+        tokenizer,
+        None if reference else options.config,
+        getattr(torch, dtype or options.dtype),
+        dropout=dropout,
+        trust_remote_code=options.trust_remote_code,
+        device=device,
+        key="reference.path" if reference else "model.path",
+        adapters=None if reference else options.adapters,
     )
 
 

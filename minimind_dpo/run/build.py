@@ -18,7 +18,7 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.compile_layers import compile_layers
-from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.load import LoadedModel, load_configured
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.models.tokenizers import need_tokenizer
@@ -74,15 +74,7 @@ def build_datamodule(
 
 def build_policy(config: Config, tokenizer: PreTrainedTokenizerBase) -> LoadedModel:
     """The policy, ready to be scored in the configured layout."""
-    loaded = load_model(
-        config.model.path,
-        tokenizer,
-        config.model.config,
-        getattr(torch, config.model.dtype),
-        dropout=config.model.dropout,
-        trust_remote_code=config.model.trust_remote_code,
-        adapters=config.model.adapters,
-    )
+    loaded = load_configured(config.model, tokenizer, dropout=config.model.dropout)
     model = loaded.model
     _check_layout(config, model)
     if config.model.lora.r:
@@ -131,15 +123,7 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         return PrecomputedReference(batch_tokens=reference.batch_tokens, progress=progress)
     if reference.mode == "online" and reference.path is None and config.model.lora.r:
         return AdapterOffReference()
-    loaded = load_model(
-        reference.path or config.model.path,
-        False,
-        config.model.config if reference.path is None else None,
-        getattr(torch, reference.dtype or config.model.dtype),
-        trust_remote_code=config.model.trust_remote_code,
-        key="model.path" if reference.path is None else "reference.path",
-        adapters=config.model.adapters if reference.path is None else None,
-    )
+    loaded = load_configured(config.model, False, reference=reference.path, dtype=reference.dtype)
     use_chosen_library(loaded.model)
     if config.model.compile:  # as the policy: in half precision compiled layers round otherwise
         compile_layers(loaded.model, Path(config.data.cache_dir).expanduser() / "compiled")

@@ -24,7 +24,7 @@ from minimind_dpo.evaluation.judges.pairs import Ground
 from minimind_dpo.evaluation.judges.votes import kept_answers
 from minimind_dpo.evaluation.sampling import end_ids, room
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
-from minimind_dpo.models.load import LoadedModel, load_model
+from minimind_dpo.models.load import LoadedModel, load_configured
 from minimind_dpo.models.lora import adapters_off, has_adapters
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.judges import build_judge
@@ -53,14 +53,8 @@ def reference_of(config: Config, policy: PreTrainedModel) -> Lend:
 
     def load() -> contextlib.nullcontext[PreTrainedModel]:
         if not loaded:
-            model = load_model(
-                reference.path or config.model.path,
-                False,
-                config.model.config if reference.path is None else None,
-                getattr(torch, reference.dtype or config.model.dtype),
-                trust_remote_code=config.model.trust_remote_code,
-                key="model.path" if reference.path is None else "reference.path",
-                adapters=config.model.adapters if reference.path is None else None,
+            model = load_configured(
+                config.model, False, reference=reference.path, dtype=reference.dtype
             ).model
             use_chosen_library(model)
             torch.nn.Module.to(model, policy.device)
