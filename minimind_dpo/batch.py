@@ -1,4 +1,4 @@
-"""The types that cross rooms: pairs as read, as tokens, as a batch, and as log-probs.
+"""The types that cross packages: pairs as read, as tokens, as a batch, and as log-probs.
 
 `data` makes them, `models` runs them, `objective` scores them; none of those three imports
 another, so what they share lives here. Letters used in shapes:

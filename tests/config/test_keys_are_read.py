@@ -35,7 +35,7 @@ HANDED_ON = {
     "judge.endpoint.": "evaluation/judges",
     "judge.reward_model.": "evaluation/judges/reward_model.py",
 }
-"""Groups that other rooms take whole, by the name `options`, and where."""
+"""Groups that other packages take whole, by the name `options`, and where."""
 
 
 def sources(place: Path) -> list[ast.AST]:

@@ -1,4 +1,4 @@
-"""Tiny models, files and tokenizers for this room's tests."""
+"""Tiny models, files and tokenizers for the tests of models."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A chat template: which one is used, and how it is run.
 
-A template is a program that somebody else wrote. It may raise anything, leave out the answer, write
+A template is a program from elsewhere. It may raise anything, leave out the answer, write
 no token to stop at, or never end. So, before any data is read, one question and its answer are
 rendered in a process of its own with limits of time and memory; what fails there is an error in one
 sentence.

@@ -1,4 +1,4 @@
-"""What each MiniMind generation is like: names, classes, defaults; one table for all rooms' parts.
+"""What each MiniMind generation is like: names, classes, defaults, in one table.
 
 | | v_learn | v1 | v2a | v2 | v3 |
 |---|---|---|---|---|---|
