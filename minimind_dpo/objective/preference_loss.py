@@ -8,8 +8,8 @@ step, so that micro-batches and devices add up. Only AOT, which sorts over the b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ __all__ = [
     "problems",
     "supports_margins",
 ]
+
+
+_OF_TOKENS = {"reduction", "ld_alpha", "wpo", "aux_coef"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,21 +126,12 @@ def preference_loss(
     reference_chosen_logps: Tensor | None = None,
     reference_rejected_logps: Tensor | None = None,
     *,
-    type: str | Sequence[str] = "sigmoid",
-    weights: Sequence[float] | None = None,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
-    f_divergence: str = "reverse_kl",
-    f_alpha: float = 0.5,
-    discopop_tau: float = 0.05,
-    simpo_gamma: float = 0.5,
-    cpo_alpha: float = 1.0,
-    rpo_alpha: float = 0.0,
     chosen_lengths: Tensor | None = None,
     rejected_lengths: Tensor | None = None,
     margins: Tensor | None = None,
     mean_chosen_length: float | Tensor | None = None,
     reward_shift: float | Tensor = 0.0,
+    **loss: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Any preference loss from sequence log-probs, without a trainer.
 
@@ -146,13 +140,10 @@ def preference_loss(
         policy_rejected_logps: The same of rejected.
         reference_chosen_logps: log ref(chosen | prompt), (P,); None for simpo, orpo, cpo, sft.
         reference_rejected_logps: The same of rejected.
-        type: A name in `LOSSES`, or several.
-        weights: One coefficient per type; None weighs each by 1.
-        beta, label_smoothing, f_divergence, f_alpha, discopop_tau, simpo_gamma, cpo_alpha,
-            rpo_alpha: As in `LossOptions`.
         chosen_lengths: Scored tokens, (P,); for ipo, sigmoid_norm, simpo, orpo, cpo, sft, RPO.
         rejected_lengths: The same of rejected.
         margins, mean_chosen_length, reward_shift: As in `pair_losses`.
+        loss: Fields of `LossOptions` by keyword, `type="ipo", beta=0.2`, but those of tokens.
 
     Returns:
         Losses (P,) with gradient, and the implicit rewards of chosen and of rejected, (P,) each,
@@ -171,18 +162,9 @@ def preference_loss(
         rejected_lengths=rejected_lengths,
         margins=margins,
     )
-    options = LossOptions(
-        type=type,
-        weights=weights,
-        beta=beta,
-        label_smoothing=label_smoothing,
-        f_divergence=f_divergence,
-        f_alpha=f_alpha,
-        discopop_tau=discopop_tau,
-        simpo_gamma=simpo_gamma,
-        cpo_alpha=cpo_alpha,
-        rpo_alpha=rpo_alpha,
-    )
+    if of_tokens := sorted(loss.keys() & _OF_TOKENS):
+        raise TypeError(f"preference_loss has sums alone, and loss.{of_tokens[0]} is of tokens")
+    options = LossOptions(**loss)
     if wrong := problems(options):
         raise ValueError("preference_loss cannot be computed:\n" + "\n".join(map(str, wrong)))
     terms = PairTerms(

@@ -6,12 +6,14 @@ from dataclasses import fields, replace
 from typing import Any
 
 import pytest
+import torch
 
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import (
     LOSSES,
     needs_reference,
     padded_mean_warning,
+    preference_loss,
     problems,
     supports_margins,
 )
@@ -108,3 +110,9 @@ def test_padded_mean_warning_tells_the_effective_beta_and_the_stuck_loss():
     """beta 0.1 over 1,023 positions is 9.78e-05; a gap of 50 nats gives 0.6907, not 0.0067."""
     warning = padded_mean_warning(0.1, 1023)
     assert all(number in warning for number in ("9.78e-05", "0.6907", "0.0067", "1023"))
+
+
+@pytest.mark.parametrize("option", [{"reduction": "mean"}, {"ld_alpha": 0.5}, {"wpo": True}])
+def test_options_of_tokens_are_refused_where_there_are_sums_alone(option) -> None:
+    with pytest.raises(TypeError, match=f"loss.{next(iter(option))} is of tokens"):
+        preference_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2), torch.zeros(2), **option)
