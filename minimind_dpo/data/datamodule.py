@@ -102,11 +102,9 @@ class PreferenceDataModule(L.LightningDataModule):
 
     def _divide(self, store: TokenStore) -> None:
         """Decide which rows are trained on and which validated."""
-        if self.val_store is not None and self.options.val:
+        if self.options.val or self.options.val_fraction == 0:
             self.train_rows = np.arange(len(store))
-            self.val_rows = np.arange(len(self.val_store))
-        elif self.options.val_fraction == 0:
-            self.train_rows = np.arange(len(store))
+            self.val_rows = np.arange(len(self.val_store or ()))
         else:
             self.train_rows, self.val_rows = split_indices(store, self.options.val_fraction)
             self.val_store = store
@@ -189,11 +187,7 @@ class PreferenceDataModule(L.LightningDataModule):
         return self.val_rows[:0] if off or not len(self.val_rows) else self.val_sampler().visited(1)
 
     def some_prompts(self, count: int) -> list[list[int]]:
-        """Token ids of a few different prompts, held out from training where any are.
-
-        Args:
-            count: How many at most; they are spread evenly over the data.
-        """
+        """Token ids of at most `count` different prompts, spread evenly, held out where any are."""
         held_out = self.val_store is not None and len(self.val_rows) > 0
         store = self.val_store if held_out else self.train_store
         rows = self.val_rows if held_out else self.train_rows
