@@ -28,6 +28,7 @@ from rich.console import Console
 from speed.report import (
     describe,
     disagreements,
+    missed,
     ratio_table,
     skipped,
     speed_table,
@@ -46,11 +47,20 @@ from speed.request import (
 )
 from speed.workload import SHAPES, Workload, prepare
 
+from minimind_dpo import check_gpu
+
 DEFAULT_WAYS = (
     "notebook,dynamic,packed,shared,cold,warm,split-cold,split-warm,"
     "trl-cold,trl-warm,trl-split-cold,trl-split-warm"
 )
-WAYS = (*DEFAULT_WAYS.split(","), "trl", "trl-split", "warm-trainer")
+CUDA_WAYS = "notebook,shared,cold,warm,warm+compile,warm-trainer,trl,trl-liger,trl-cold,trl-warm"
+WAYS = (*DEFAULT_WAYS.split(","), "trl", "trl-liger", "trl-split", "warm-trainer")
+BY_DEVICE = {
+    "cpu": {"ways": DEFAULT_WAYS, "pairs": 24, "batch_size": 8, "warmup_steps": 0},
+    # Whole steps: about 1,000 pairs, behind 20 steps in which clocks and allocator settle.
+    "cuda": {"ways": CUDA_WAYS, "pairs": 1024, "batch_size": 32, "warmup_steps": 20},
+}
+"""What is taken where nothing is given."""
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -62,14 +72,17 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--data", nargs="+", default=[], metavar="FILE", help="preference files; the demo's")
     add(
         "--ways",
-        default=DEFAULT_WAYS,
         help=f"of {', '.join(WAYS)}; +compile and a precision may follow",
     )
     add("--through-trainer", action="store_true", help="warm-trainer as well")
     add("--rounds", type=int, default=3, help="repetitions, each on the next pairs")
-    add("--pairs", type=int, default=24, help="timed pairs of a round; data repeats if it is short")
+    add(
+        "--pairs", type=int, help="timed pairs of a round, 24 or 1,024; data repeats if it is short"
+    )
+    add("--warmup-steps", type=int, help="steps behind the first that are not timed, 0 or 20")
     add("--warmup-pairs", type=int, help="pairs of the first step, not timed; --batch-size")
-    add("--batch-size", type=int, default=8, help="pairs per optimizer step")
+    add("--batch-size", type=int, help="pairs per optimizer step, 8 or 32")
+    add("--most-ms", type=float, help="gate: mean step of warm ways, and ln 2 at the first")
     add("--max-length", type=int, default=1024, help="most tokens of prompt and completion")
     add("--precision", choices=PRECISIONS, help="bfloat16 on a GPU, else float32")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto")
@@ -81,13 +94,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="of weights and order")
     add("--out", type=Path, help="folder; outputs/benchmarks/<date>")
     given = parser.parse_args(arguments)
+    if given.device == "auto":
+        given.device = "cuda" if torch.cuda.is_available() else "cpu"
+    for name, value in BY_DEVICE[given.device].items():
+        if getattr(given, name) is None:
+            setattr(given, name, value)
     given.ways = [way for way in given.ways.split(",") if way]
     if given.through_trainer and "warm-trainer" not in given.ways:
         given.ways.append("warm-trainer")
     if problems := _problems(given):
         parser.error("; ".join(problems))
-    if given.device == "auto":
-        given.device = "cuda" if torch.cuda.is_available() else "cpu"
     given.precision = given.precision or ("bfloat16" if given.device == "cuda" else "float32")
     if given.warmup_pairs is None:
         given.warmup_pairs = given.batch_size
@@ -144,7 +160,8 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
     """Every run, in order: round by round, each way once."""
     found = []
     for number in range(given.rounds):
-        start = number * (given.warmup_pairs + given.pairs)
+        behind = given.warmup_steps * given.batch_size + given.pairs
+        start = number * (given.warmup_pairs + behind)
         for way in given.ways:
             if way in map(warm_of, given.ways):
                 continue
@@ -157,7 +174,8 @@ def requests(given: argparse.Namespace, workload: Workload, out: Path) -> list[R
                     tokenizer=workload.tokenizer,
                     store=workload.store,
                     warmup=workload.take(start, given.warmup_pairs),
-                    rows=workload.take(start + given.warmup_pairs, given.pairs),
+                    rows=workload.take(start + given.warmup_pairs, behind),
+                    untimed=given.warmup_steps,
                     round=number,
                     batch_size=given.batch_size,
                     max_length=given.max_length,
@@ -195,6 +213,10 @@ def run(request: Request, folder: Path, trl_path: str | None) -> list[Result]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
         "TQDM_DISABLE": "1",
+        # No way gets cuDNN's attention, which plans for each new shape, half a second each.
+        "TORCH_CUDNN_SDPA_DEPRIORITIZED": "1",
+        # Transformers' trainer would spread a model over all that it sees.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
     }
     command = [sys.executable, "-m", "speed.worker", str(asked), str(answered)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -212,15 +234,28 @@ def environment(given: argparse.Namespace) -> dict[str, Any]:
         lines = cpuinfo.read_text(encoding="utf-8").splitlines()
         names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
         device = names[0] if names else device
+    facts: dict[str, Any] = {}
     if given.device == "cuda":
         device = torch.cuda.get_device_name()
+        facts = {**check_gpu.environment(torch.device("cuda")), "driver": _driver()}
     return {
+        **facts,
         "device": device,
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "capability": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def _driver() -> str:
+    """NVIDIA's, and the card's clocks, as its own program tells them."""
+    asked = "--query-gpu=driver_version,clocks.sm,clocks.max.sm,power.limit"
+    try:
+        command = ["nvidia-smi", asked, "--format=csv,noheader"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError) as error:
+        return f"not told ({error})"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -242,7 +277,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder=folder,
         )
         todo = requests(given, workload, out)
-        timed = [row for r in todo if r.way == given.ways[0] for row in r.rows]
+        timed = [row for r in todo if r.way == given.ways[0] for row in r.timed]
         line = describe(todo[0], workload.lengths[timed].tolist())
         console.print(line)
         results = []
@@ -269,6 +304,8 @@ def _report(
 ) -> int:
     summaries = summarise(results, given.device)
     wrong = disagreements(results)
+    if given.most_ms is not None:
+        wrong += missed(results, given.batch_size, given.most_ms)
     settings = {key: str(value) for key, value in vars(given).items()}
     written = {
         "settings": settings,

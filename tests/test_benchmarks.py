@@ -28,7 +28,7 @@ from speed.arithmetic import (  # noqa: E402
 )
 from speed.clock import Clock, matmul_rate, peak_memory  # noqa: E402
 from speed.peer_trl import micro_batches  # noqa: E402
-from speed.report import disagreements, ratios, summarise  # noqa: E402
+from speed.report import disagreements, missed, ratios, summarise  # noqa: E402
 from speed.request import Request, Result  # noqa: E402
 from speed.worker import WAYS, measure  # noqa: E402
 from speed.workload import SHAPES, Workload, prepare  # noqa: E402
@@ -325,3 +325,38 @@ def test_a_senseless_command_line_is_refused(
         throughput.parse(arguments)
     assert stop.value.code == 2
     assert told in capsys.readouterr().err
+
+
+def test_steps_before_the_clock_starts_are_in_no_number(workload: Workload) -> None:
+    all_of_it = measure(_request(workload, "warm"))[0]
+    request = dataclasses.replace(_request(workload, "warm"), untimed=1)
+    assert request.timed == request.rows[2:]
+    behind = measure(request)[0]
+    assert (all_of_it.pairs, behind.pairs) == (4, 2)
+    assert behind.useful_flops < all_of_it.useful_flops
+    assert behind.first_loss == all_of_it.first_loss
+
+
+def test_a_gpu_gets_more_pairs_in_larger_steps_behind_some_that_are_not_timed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def taken() -> tuple[str, int, int, int]:
+        given = throughput.parse([])
+        return given.device, given.pairs, given.batch_size, given.warmup_steps
+
+    assert taken() == ("cpu", 24, 8, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert taken() == ("cuda", 1024, 32, 20)
+    given = throughput.parse([])
+    assert {"warm+compile", "trl-liger", "trl-warm", "notebook"} <= set(given.ways)
+    assert throughput.parse(["--pairs", "64", "--ways", "warm"]).pairs == 64
+
+
+def test_a_gate_holds_the_warm_ways_to_a_step_s_time_and_to_ln_2() -> None:
+    """2 pairs a step in 2 s on the wall: 2,000 ms."""
+    fine, off = _run("warm"), _run("warm-trainer", first_loss=math.log(2) + 0.002)
+    assert missed([fine, _run("trl-warm", cpu=9.0)], 2, 2000.0) == []
+    (late,) = missed([fine], 2, 1999.0)
+    assert "a step takes 2000.0 ms, not 1999 at most" in late
+    (loss,) = missed([off], 2, 2000.0)
+    assert "not within 0.001 of ln 2" in loss

@@ -11,9 +11,10 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import torch
 
@@ -79,25 +80,39 @@ def synchronize(device: str) -> None:
 
 
 def matmul_rate(device: str, dtype: torch.dtype, size: int, repeats: int = 5) -> float:
-    """FLOP/s of a product of square matrices, the best of some repeats after one to warm up.
+    """FLOP/s of a product of square matrices, after one to warm up.
 
-    Counted per second of CPU time on a CPU, on the wall on a GPU. It is the machine's rate, so the
-    faster of `torch.mm` and of the library that this process has chosen
-    (`minimind_dpo.kernels.cpu_matmul`), whichever of them a way uses.
+    On a CPU the best of some repeats, by CPU time, by the faster of `torch.mm` and of the library
+    that this process has chosen (`minimind_dpo.kernels.cpu_matmul`): the machine's rate, whichever
+    of them a way uses. On a GPU the median of some tens in a row, between events of its own.
     """
     # Random numbers: a GPU clocks higher on constant ones.
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    now = time.process_time if device == "cpu" else time.perf_counter
+    if device == "cuda":
+        return 2 * size**3 / _median_seconds(lambda: torch.mm(left, right), repeats)
+    now = time.process_time
     best = math.inf
     for multiply in (torch.mm, product):
         for repeat in range(repeats + 1):
-            synchronize(device)
             start = now()
             multiply(left, right)
-            synchronize(device)
             if repeat:
                 best = min(best, now() - start)
     return float(2 * size**3 / max(best, 1e-9))
+
+
+def _median_seconds(work: Callable[[], object], repeats: int, times: int = 10) -> float:
+    """Of one of ten in a row, by the GPU's own clock: without what a launch and a wait cost."""
+    seconds = []
+    for _ in range(repeats + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        for _ in range(times):
+            work()
+        end.record()
+        end.synchronize()
+        seconds.append(begin.elapsed_time(end) / 1000 / times)
+    return median(seconds[1:])
 
 
 def peak_memory(device: str) -> int:

@@ -1,9 +1,10 @@
 """TRL's DPOTrainer on the same tokens, at the settings that make it fastest here.
 
 No gradient checkpointing (on by default), its fused head, fused AdamW, rectangles as wide as their
-longest row, no metric logged but at the first step. `padding_free` is not available in this
-release. The trainer's own loop is timed, from the end of its first step to the end of its last.
-Its tokenising is replaced by the pairs as they are, so that both train on the same tokens.
+longest row, flash attention where its package is there, no metric logged but at the first step.
+`padding_free` is not available in this release. The trainer's own loop is timed, from the end of
+its first step to the end of its last. Its tokenising is replaced by the pairs as they are, so that
+both train on the same tokens.
 
 `split`: a step's pairs go through in several forward passes and their gradients are accumulated,
 the same step with less padding: what suits a CPU best.
@@ -11,10 +12,12 @@ the same step with less padding: what suits a CPU best.
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from typing import Any
 
 from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
 
 from speed.clock import Clock
 from speed.request import Request, Skipped
@@ -26,9 +29,13 @@ MISSING = (
 )
 
 
-def trl(request: Request, clock: Clock, reference: str, split: bool = False) -> Run:
+def trl(
+    request: Request, clock: Clock, reference: str, split: bool = False, liger: bool = False
+) -> Run:
     """Run it, the reference `online`, or computed ahead `cold` or `warm`."""
     micro = request.micro_batch if split else request.batch_size
+    if liger and importlib.util.find_spec("liger_kernel") is None:
+        raise Skipped("liger-kernel is not installed: pip install liger-kernel")
     try:
         import datasets
         from transformers import AutoTokenizer, TrainerCallback
@@ -36,13 +43,13 @@ def trl(request: Request, clock: Clock, reference: str, split: bool = False) -> 
     except ImportError as error:
         raise Skipped(MISSING.format(error=error)) from error
 
-    warmup = len(request.warmup)
+    warmup = len(request.warmup) + len(request.rows) - len(request.timed)
 
     class Timed(TrainerCallback):
         """Starts the clock behind the first step."""
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.global_step == 1:
+            if state.global_step == 1 + request.untimed:
                 clock.start()
             elif state.global_step == state.max_steps:
                 clock.stop("steps")
@@ -83,9 +90,11 @@ def trl(request: Request, clock: Clock, reference: str, split: bool = False) -> 
 
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
-            model=load(request),
-            ref_model=load(request) if reference == "online" else None,
-            args=DPOConfig(**_options(request, folder, reference != "online", micro)),
+            model=_attending(request),
+            ref_model=_attending(request) if reference == "online" else None,
+            args=DPOConfig(
+                **_options(request, folder, reference != "online", micro), use_liger_kernel=liger
+            ),
             train_dataset=datasets.Dataset.from_dict(_columns(request)),
             processing_class=AutoTokenizer.from_pretrained(request.tokenizer),
             callbacks=[Timed()],
@@ -96,12 +105,25 @@ def trl(request: Request, clock: Clock, reference: str, split: bool = False) -> 
     return Run(FirstStep(trainer.first_loss, float(norm)), trainer.model)
 
 
+def _attending(request: Request) -> PreTrainedModel:
+    """The model with the fastest attention there is: flash attention's own package on a GPU.
+
+    Else torch's, whose cuDNN plans are off for every way.
+    """
+    model = load(request)
+    flash = importlib.util.find_spec("flash_attn") is not None
+    if request.device == "cuda" and request.precision == "bfloat16" and flash:
+        model.set_attn_implementation("flash_attention_2")
+    return model
+
+
 def _options(request: Request, folder: str, ahead: bool, micro: int) -> dict[str, Any]:
     return {
         "output_dir": folder,
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": request.batch_size // micro,
         "precompute_ref_log_probs": ahead,
+        "precompute_ref_batch_size": 4 * micro if request.device == "cuda" else None,
         "beta": request.beta,
         "max_length": request.max_length,
         "learning_rate": request.lr,

@@ -132,6 +132,27 @@ def disagreements(results: Sequence[Result]) -> list[str]:
     return found
 
 
+def missed(results: Sequence[Result], batch_size: int, most_ms: float) -> list[str]:
+    """Warm ways of ours that miss a gate: a first loss within 0.001 of ln 2, a mean step in time.
+
+    Args:
+        results: Of all runs.
+        batch_size: Pairs of a step.
+        most_ms: Longest mean step, in milliseconds on the wall.
+    """
+    found = []
+    for run in results:
+        if run.skipped or not base_of(run.way).startswith("warm"):
+            continue
+        where = f"{run.way}, round {run.round}"
+        mean = 1000 * run.wall_seconds / (run.pairs / batch_size)
+        if mean > most_ms:
+            found.append(f"{where}: a step takes {mean:.1f} ms, not {most_ms:g} at most")
+        if not abs(run.first_loss - math.log(2)) <= 1e-3:
+            found.append(f"{where}: first loss {run.first_loss:.5f}, not within 0.001 of ln 2")
+    return found
+
+
 def speed_table(summaries: Sequence[Summary], device: str) -> Table:
     """What each way reaches."""
     unit = "CPU-s" if device == "cpu" else "s"

@@ -50,7 +50,9 @@ class Request:
         store: Folder of the token store.
         warmup: Rows of the store for the first step, which is not timed; its loss and gradient
             norm are reported, since there policy and reference are still the same.
-        rows: Rows of the timed steps, in order; a row may come more than once.
+        rows: Rows of the steps behind the first, in order; a row may come more than once.
+        untimed: How many of these steps come before the clock starts: a GPU's clocks, its allocator
+            and compiled layers settle in them.
         round: Which repetition this is.
         batch_size: Pairs per optimizer step.
         max_length: Longest prompt and completion; the notebook pads to it.
@@ -73,6 +75,7 @@ class Request:
     store: str
     warmup: list[int]
     rows: list[int]
+    untimed: int = 0
     round: int = 0
     batch_size: int = 8
     max_length: int = 1024
@@ -90,9 +93,14 @@ class Request:
 
     @property
     def batches(self) -> list[list[int]]:
-        """Rows of each timed step."""
+        """Rows of each step behind the first."""
         starts = range(0, len(self.rows), self.batch_size)
         return [self.rows[start : start + self.batch_size] for start in starts]
+
+    @property
+    def timed(self) -> list[int]:
+        """Rows of the steps that are timed."""
+        return self.rows[self.untimed * self.batch_size :]
 
     @property
     def compiled(self) -> bool:

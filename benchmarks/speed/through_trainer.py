@@ -51,8 +51,8 @@ class _Pairs(PreferenceDataModule):
 class _Timed(Callback):
     """Times what follows the first step, and notes that step's loss and gradient."""
 
-    def __init__(self, clock: Clock) -> None:
-        self.clock = clock
+    def __init__(self, clock: Clock, untimed: int) -> None:
+        self.clock, self.untimed = clock, untimed
         self.first: FirstStep | None = None
 
     def on_train_batch_end(
@@ -62,6 +62,7 @@ class _Timed(Callback):
         if trainer.global_step == 1:
             pl_module.guard.read(trainer)
             self.first = FirstStep(float(outputs["loss"]), pl_module.guard.norm)
+        if trainer.global_step == 1 + self.untimed:
             self.clock.start()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -82,7 +83,7 @@ def through_trainer(request: Request, clock: Clock) -> Run:
         optimizer=OptimizerOptions(lr=request.lr),
         schedule=ScheduleOptions("constant", warmup_steps=0),
     )
-    timed = _Timed(clock)
+    timed = _Timed(clock, request.untimed)
     trainer = L.Trainer(
         accelerator="gpu" if request.device == "cuda" else "cpu",
         devices=1,

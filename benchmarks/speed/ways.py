@@ -10,7 +10,8 @@ split-cold   as cold and warm, with `micro_batch` pairs a forward pass, gradient
 split-warm   same step: what `data.batch_size=1 trainer.accumulate_grad_batches=8` does
 warm-trainer warm, through Lightning's loop as a user runs it
 trl          TRL's DPOTrainer, reference online
-trl-cold     the same with its log-probs computed ahead, the pass timed too
+trl-liger    the same with Liger's kernels, which TRL has with an online reference alone
+trl-cold     TRL's with its log-probs computed ahead, the pass timed too
 trl-warm     the same without the pass
 
 Behind a way, `+compile` compiles the model's layers, and `+float32` or `+bfloat16` gives it a
@@ -119,12 +120,14 @@ def plain_loop(
     policy: PreTrainedModel,
     step: Callable[[Sequence[TokenizedPair]], Step],
 ) -> Run:
-    """One step that is not timed, then the timed ones; reading and laying out pairs included."""
+    """Steps that are not timed, then the timed ones; reading and laying out pairs included."""
     policy.train()
     first = step([store[row] for row in request.warmup])
     found = FirstStep(float(first.loss), float(first.grad_norm))
+    for rows in request.batches[: request.untimed]:
+        step([store[row] for row in rows])
     with clock.timing("steps"):
-        for rows in request.batches:
+        for rows in request.batches[request.untimed :]:
             step([store[row] for row in rows])
     return Run(found, policy, lambda: step([store[row] for row in request.batches[0]]))
 
@@ -195,9 +198,10 @@ def ahead(request: Request, clock: Clock, timed: bool, split: bool = False) -> R
     key += f"-cold-{request.round}" if timed else ""
     cache = ReferenceCache(store, key)
     if timed:
-        _score(request, step, store, cache, request.warmup)
+        before = len(request.rows) - len(request.timed)
+        _score(request, step, store, cache, [*request.warmup, *request.rows[:before]])
         with clock.timing("pass"):
-            _score(request, step, store, cache, request.rows)
+            _score(request, step, store, cache, request.timed)
             cache.flush()
     else:
         rows = dict.fromkeys([*request.warmup, *request.rows])

@@ -33,6 +33,7 @@ WAYS: dict[str, Callable[[Request, Clock], Run]] = {
     "split-warm": lambda request, clock: ahead(request, clock, timed=False, split=True),
     "warm-trainer": through_trainer,
     "trl": lambda request, clock: trl(request, clock, "online"),
+    "trl-liger": lambda request, clock: trl(request, clock, "online", liger=True),
     "trl-cold": lambda request, clock: trl(request, clock, "cold"),
     "trl-warm": lambda request, clock: trl(request, clock, "warm"),
     "trl-split": lambda request, clock: trl(request, clock, "online", split=True),
@@ -78,7 +79,7 @@ def _result(request: Request, run: Run, clock: Clock, way: str, parts: list[str]
         way,
         request.round,
         request.precision,
-        pairs=len(request.rows),
+        pairs=len(request.timed),
         cpu_seconds=sum(clock.cpu[part] for part in parts),
         wall_seconds=sum(clock.wall[part] for part in parts),
         pass_share=sum(clock.cost[part] for part in parts if part == "pass") / max(cost, 1e-9),
@@ -94,7 +95,7 @@ def _result(request: Request, run: Run, clock: Clock, way: str, parts: list[str]
 
 def _count(request: Request, run: Run, result: Result) -> None:
     """Fill in tokens and arithmetic."""
-    lengths = np.array(open_store(request.store).lengths)[request.rows]
+    lengths = np.array(open_store(request.store).lengths)[request.timed]
     dims = Dimensions.of(run.policy)
     layout, batch = base_of(result.way), request.batch_size
     reference = layout not in WARM
