@@ -24,6 +24,7 @@ from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.run.folder import flat
 from minimind_dpo.run.plan import RunPlan
+from minimind_dpo.training.agreement import Agreement
 from minimind_dpo.training.callbacks.notebook_report import MicroBatchReport
 from minimind_dpo.training.callbacks.progress import make_progress
 from minimind_dpo.training.callbacks.samples import SampledAnswers
@@ -31,7 +32,7 @@ from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
-from minimind_dpo.training.distributed import Agreement, make_strategy
+from minimind_dpo.training.distributed import make_strategy
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.lightning_seams import half_precision_plugin
 from minimind_dpo.training.module import DPOModule

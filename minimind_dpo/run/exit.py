@@ -20,7 +20,8 @@ from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.exit_codes import DONE, FAILED, INTERRUPTED, WRONG_INPUT
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import ConfigError
-from minimind_dpo.training.distributed import RankGuard, RanksDisagreeError
+from minimind_dpo.training.agreement import RanksDisagreeError
+from minimind_dpo.training.distributed import RankGuard
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.resume.checkpoint_io import CheckpointSaveError, DamagedCheckpointError
 from minimind_dpo.training.resume.position import ResumeMismatchError

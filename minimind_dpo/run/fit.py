@@ -56,8 +56,9 @@ from minimind_dpo.run.summary import (
     write_report,
 )
 from minimind_dpo.run.verdict import COMPARED, RunVerdict
+from minimind_dpo.training.agreement import decided
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
-from minimind_dpo.training.distributed import RankGuard, choose_device, decided
+from minimind_dpo.training.distributed import RankGuard, choose_device
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.options import parse_devices

@@ -20,7 +20,8 @@ from minimind_dpo.run.identity import check_identity
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.run.summary import finished, set_summary_aside, tell_finished
-from minimind_dpo.training.distributed import decided, forget_failure
+from minimind_dpo.training.agreement import decided
+from minimind_dpo.training.distributed import forget_failure
 
 console = Console()
 

@@ -1,4 +1,4 @@
-"""Several processes as one run: they agree on what they run, fail together, leave nobody behind.
+"""Several processes as one run: they fail together and leave nobody behind.
 
 Lightning starts the ranks of a machine (or torchrun or SLURM do) and kills the first one when
 another dies, so that the last words are rarely those of the rank that failed first. Here the first
@@ -8,8 +8,6 @@ was. The process that started the others waits for them, and ends them where the
 
 from __future__ import annotations
 
-import atexit
-import json
 import logging
 import os
 import signal
@@ -18,16 +16,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
 from datetime import timedelta
 from inspect import signature
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import lightning as L
 import torch
-from lightning.fabric.plugins.environments import SLURMEnvironment
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, Strategy, StrategyRegistry
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,8 +31,6 @@ from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
 from minimind_dpo.training.lightning_seams import started_ranks
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 FIRST_FAILURE: Final = ".first-failure"
 _GRACE: Final = 10.0
@@ -58,55 +51,6 @@ _STUCK: Final = (
 )
 
 
-class RanksDisagreeError(ValueError):
-    """Ranks of one run were started with different settings."""
-
-
-def decided(decide: Callable[[], _T], timeout: float) -> _T:
-    """What rank 0 decides, on all ranks that torchrun or srun started; elsewhere, what this does.
-
-    Raises:
-        Exception: What `decide` raised on rank 0, on all of them.
-    """
-    if (launch.world_size() or 1) == 1:
-        return decide()
-    outcome: tuple[Any, Exception | None] = (None, None)
-    if launch.rank() == 0:
-        try:
-            outcome = decide(), None
-        except (ValueError, OSError) as error:  # wrong input, or a folder that cannot be made
-            outcome = None, error
-    value, failure = _share(outcome, timeout)
-    if failure is not None:
-        raise failure
-    return value
-
-
-def _share(value: Any, timeout: float) -> Any:
-    """Rank 0's value on all ranks."""
-    if not torch.distributed.is_initialized():
-        _join(timeout)
-    shared = [value]
-    torch.distributed.broadcast_object_list(shared, src=0)
-    return shared[0]
-
-
-def _join(timeout: float) -> None:
-    """Make the group of the ranks that torchrun or srun started; it ends with the process."""
-    slurm = SLURMEnvironment()
-    if not launch.started_by_torchrun():
-        # Both put what they find into the environment, where torch looks for it.
-        _ = slurm.main_address, slurm.main_port
-    torch.distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(seconds=timeout),
-        rank=launch.rank(),
-        world_size=launch.world_size() or 1,
-    )
-    # Lightning does this for groups that it makes itself.
-    atexit.register(torch.distributed.destroy_process_group)
-
-
 def choose_device(devices: int | list[int] | None) -> None:
     """Make this rank's CUDA device the current one, as Lightning does later; nothing without CUDA.
 
@@ -122,27 +66,6 @@ def choose_device(devices: int | list[int] | None) -> None:
         torch.cuda.set_device(listed[launch.local_rank() % len(listed)])
 
 
-def ask_highest(trainer: L.Trainer, value: int) -> Callable[[], int]:
-    """Ask for the highest value among all ranks; to be called by all of them at the same point.
-
-    It is a fact of the hosts, which no device is waited for where they can talk without (gloo).
-
-    Returns:
-        Waits for the answer.
-    """
-    if trainer.world_size == 1:
-        return lambda: value
-    hosts = "gloo" in str(torch.distributed.get_backend_config())
-    told = torch.tensor(value, device="cpu" if hosts else trainer.strategy.root_device)
-    question = torch.distributed.all_reduce(told, torch.distributed.ReduceOp.MAX, async_op=True)
-
-    def answer() -> int:
-        question.wait()
-        return int(told)
-
-    return answer
-
-
 def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
     """Lightning's strategy of that name, whose ranks wait for each other for `timeout` seconds."""
     if name == "auto" and world_size > 1:
@@ -152,40 +75,6 @@ def make_strategy(name: str, world_size: int, timeout: float) -> str | Strategy:
         return name
     options = {**_DDP, **StrategyRegistry[name]["init_params"]}
     return DDPStrategy(timeout=timedelta(seconds=timeout), **options)
-
-
-class Agreement(Callback):
-    """Ranks compare what they were started with before anything is trained.
-
-    Args:
-        settings: Dotted keys and values that have to be equal on all ranks.
-    """
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self.settings = dict(settings)
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Compare with rank 0, on all ranks alike.
-
-        Raises:
-            RanksDisagreeError: Naming the keys.
-        """
-        if trainer.world_size == 1:
-            return
-        mine = json.dumps(self.settings, sort_keys=True, default=str)
-        texts = [trainer.strategy.broadcast(mine, src=rank) for rank in range(trainer.world_size)]
-        first, *rest = (json.loads(text) for text in texts)
-        found = [
-            f"{key} is {other.get(key)!r} on rank {rank}, {first.get(key)!r} on rank 0"
-            for rank, other in enumerate(rest, start=1)
-            for key in sorted({*first, *other})
-            if first.get(key) != other.get(key)
-        ]
-        if found:
-            raise RanksDisagreeError(
-                f"ranks of one run have different settings: {'; '.join(found)}. Give all of them "
-                "the same command line, environment and files"
-            )
 
 
 class RankGuard:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from datetime import timedelta
 from typing import Any
 
 import lightning as L
@@ -102,6 +103,12 @@ def started_ranks(trainer: L.Trainer) -> list[Any] | None:
     child has ended, whatever it is doing. Who empties the list looks after them in its place.
     """
     return getattr(trainer.strategy.launcher, "procs", None)
+
+
+def rank_timeout(trainer: L.Trainer) -> timedelta:
+    """How long ranks wait for each other."""
+    timeout = getattr(trainer.strategy, "_timeout", None)
+    return torch.distributed.constants.default_pg_timeout if timeout is None else timeout
 
 
 def gradient_scale(trainer: L.Trainer) -> Tensor | None:

@@ -33,7 +33,7 @@ from torch import nn
 
 from minimind_dpo.exit_codes import INTERRUPTED, TERMINATED
 from minimind_dpo.launch import STOP_SIGNALS, heeded_signals
-from minimind_dpo.training.distributed import ask_highest
+from minimind_dpo.training.agreement import ask_highest
 
 _SAME_PRESS: Final = 0.3  # seconds in which a launcher may pass on a Ctrl-C that came by itself
 

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from minimind_dpo.training.agreement import ask_highest
 from minimind_dpo.training.module import DPOModule
 
 
@@ -41,10 +42,10 @@ class TimeLimit(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Ask all ranks alike to stop; the first one's clock decides."""
+        """Ask all ranks alike to stop; the first clock to reach the limit decides."""
         assert isinstance(pl_module, DPOModule)
         if not pl_module.at_step_boundary(batch_idx):
             return
         over = time.monotonic() - self._started >= self.seconds
-        self.reached = trainer.strategy.broadcast(over) if trainer.world_size > 1 else over
+        self.reached = bool(ask_highest(trainer, over)())
         trainer.should_stop = trainer.should_stop or self.reached

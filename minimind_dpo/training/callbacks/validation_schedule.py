@@ -16,6 +16,7 @@ from typing import Any, Final
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from minimind_dpo.training.agreement import ask_highest
 from minimind_dpo.training.lightning_seams import ends_step, micro_batches_begun
 from minimind_dpo.training.options import seconds
 
@@ -85,9 +86,8 @@ class ValidationSchedule(Callback):
             between = self.every * math.ceil(in_epoch / accumulate)
             return crosses(math.ceil(micro_batches / accumulate), between)
         over = time.monotonic() - self._last >= seconds(self.every)
-        # One clock for all ranks: those that disagree would wait for each other for ever.
-        if trainer.world_size > 1:
-            over = trainer.strategy.broadcast(over)
+        # One answer for all ranks: those that disagree would wait for each other for ever.
+        over = bool(ask_highest(trainer, over)())
         if over:
             self._last = time.monotonic()
         return over
