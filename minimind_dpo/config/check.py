@@ -23,10 +23,10 @@ from minimind_dpo.evaluation.options import evaluate_problems, judge_problems
 from minimind_dpo.models.options import model_problems, path_problems
 from minimind_dpo.options.limits import limit_problems, value_at
 from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.options import (
     end_problems,
     logger_problems,
-    parse_devices,
     schedule_problems,
     trainer_problems,
 )

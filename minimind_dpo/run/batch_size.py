@@ -37,8 +37,8 @@ from minimind_dpo.objective.lm_head import block_size
 from minimind_dpo.objective.losses.registry import LOSSES
 from minimind_dpo.run.folder import Run
 from minimind_dpo.run.plan import RunPlan
-from minimind_dpo.training.distributed import decided
-from minimind_dpo.training.options import parse_devices
+from minimind_dpo.training.agreement import decided
+from minimind_dpo.training.option_values import parse_devices
 
 SHARE: Final = 0.8
 """Of the free memory."""

@@ -37,7 +37,7 @@ from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.lightning_seams import half_precision_plugin
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import StepGuard
-from minimind_dpo.training.options import seconds
+from minimind_dpo.training.option_values import seconds
 from minimind_dpo.training.reference import (
     AdapterOffReference,
     NoReference,

@@ -61,7 +61,7 @@ from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.distributed import RankGuard, choose_device
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError
-from minimind_dpo.training.options import parse_devices
+from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
 from minimind_dpo.training.resume.curves import log_hyperparameters
 from minimind_dpo.training.signals import StopRequest

@@ -20,7 +20,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.batches.division import Division
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.training.optim import warmup_steps
-from minimind_dpo.training.options import parse_devices
+from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import KEPT
 
 SHORT = 50

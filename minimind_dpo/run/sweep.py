@@ -37,7 +37,7 @@ from minimind_dpo.report.jobs import Job, read_job, read_jobs
 from minimind_dpo.report.options import SweepOptions
 from minimind_dpo.report.sweep import tell_answer
 from minimind_dpo.run.lock import FolderLock
-from minimind_dpo.training.options import parse_devices
+from minimind_dpo.training.option_values import parse_devices
 
 NO_RESULT: Final = float("nan")
 """Objective of a job without one: a search goes on, and takes it for no result."""

@@ -11,7 +11,6 @@ over all pairs since the point before. A step that the guard refuses trains noth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -28,10 +27,18 @@ from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metric
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
 from minimind_dpo.training.arguments import check_batch, check_models
-from minimind_dpo.training.lightning_seams import allows_fused, gradient_scale
+from minimind_dpo.training.lightning_seams import allows_fused, ends_step, gradient_scale
 from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
-from minimind_dpo.training.optim import make_optimizer, schedule_factor
+from minimind_dpo.training.optim import clip_gradients, make_optimizer, schedule_factor
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
+from minimind_dpo.training.points import (
+    LogsSteps,
+    exact,
+    go_on_summing,
+    means_of_all_ranks,
+    sums_of_all_ranks,
+    tell_trainer,
+)
 from minimind_dpo.training.reference import NoReference, OnlineReference, ReferenceScorer
 
 
@@ -122,12 +129,12 @@ class DPOModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Callbacks that monitor a curve find its newest point, in a resumed run too."""
         for prefix, metrics in (("train", self.last_train_metrics), ("val", self.last_val_metrics)):
-            named = {f"{prefix}/{name}": _exact(value) for name, value in metrics.items()}
+            named = {f"{prefix}/{name}": exact(value) for name, value in metrics.items()}
             self.trainer.callback_metrics.update(named)
 
     def configure_callbacks(self) -> list[Callback]:
         """Log a step before a checkpoint callback saves it: the module's own hook is too late."""
-        return [_StepLog()]
+        return [LogsSteps()]
 
     def finish_step(self) -> None:
         """At the end of an optimizer step, log the mean over all pairs since the last point."""
@@ -137,7 +144,7 @@ class DPOModule(L.LightningModule):
         if self.logs_step(step) or self.device.type != "cuda":
             self.guard.read(self.trainer)
         if self.logs_step(step):
-            self.last_train_metrics = self._reduced(self._train_sums) | {
+            self.last_train_metrics = means_of_all_ranks(self, self._train_sums) | {
                 "grad_norm": self.guard.norm,
                 "learning_rate": self.step_lr,
                 "guard/bad_steps": float(self.guard.total),
@@ -145,12 +152,12 @@ class DPOModule(L.LightningModule):
             self.last_train_step = step
             self._train_sums.reset()
             self.publish("train", self.last_train_metrics)
-            self._tell_trainer("train", self.last_train_metrics, logger=False)
-        self.log("step", _exact(step), logger=False, batch_size=1)
+            tell_trainer(self, "train", self.last_train_metrics, logger=False)
+        self.log("step", exact(step), logger=False, batch_size=1)
 
     def on_train_batch_end(self, outputs: Any, batch: PreferenceBatch, batch_idx: int) -> None:
         """Stop where no step could be taken for too long; callbacks have saved the state."""
-        if self.at_step_boundary(batch_idx):
+        if ends_step(self.trainer):
             self.guard.stop_if_exhausted()
 
     def on_train_end(self) -> None:
@@ -171,11 +178,11 @@ class DPOModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Exact means over all pairs of the validation set, over all ranks."""
-        self.last_val_metrics = self._reduced(self._val_sums)
+        self.last_val_metrics = means_of_all_ranks(self, self._val_sums)
         self.last_val_step = self.current_step
-        self._tell_trainer("val", self.last_val_metrics, logger=True)
+        tell_trainer(self, "val", self.last_val_metrics, logger=True)
         # Lightning's own way to name the step; it would count one less.
-        self.log("step", _exact(self.current_step), batch_size=1)
+        self.log("step", exact(self.current_step), batch_size=1)
 
     def divergence(self) -> NotFiniteError | None:
         """Why this module, after training, is not fit for use; None where it is."""
@@ -191,7 +198,7 @@ class DPOModule(L.LightningModule):
             "last_train_metrics": self.last_train_metrics,
             "last_val_step": self.last_val_step,
             "last_val_metrics": self.last_val_metrics,
-            "train_sums": self._sums_of_all_ranks(),
+            "train_sums": sums_of_all_ranks(self, self._train_sums),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -202,7 +209,7 @@ class DPOModule(L.LightningModule):
         self.last_train_metrics = dict(kept["last_train_metrics"])
         self.last_val_step = kept["last_val_step"]
         self.last_val_metrics = dict(kept["last_val_metrics"])
-        self._go_on_summing(kept["train_sums"])
+        go_on_summing(self, self._train_sums, kept["train_sums"])
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a schedule that moves once per optimizer step."""
@@ -210,15 +217,9 @@ class DPOModule(L.LightningModule):
         optimizer = make_optimizer(
             self.policy, self.optimizer_options, allow_fused=allows_fused(trainer)
         )
-        total = trainer.estimated_stepping_batches
-        if total == float("inf") and self.schedule_options.name != "constant":
-            raise ValueError(
-                f"schedule.name={self.schedule_options.name} needs an end: set trainer.max_epochs "
-                "or trainer.max_steps, or use schedule.name=constant"
-            )
         factor = schedule_factor(
             self.schedule_options,
-            int(total) if total != float("inf") else 0,
+            trainer.estimated_stepping_batches,
             accumulate=trainer.accumulate_grad_batches,
             micro_batches=self.micro_batches,
         )
@@ -239,14 +240,8 @@ class DPOModule(L.LightningModule):
         Lightning calls this once per optimizer step, after unscaling. Nothing here waits for the
         device if the optimizer is fused.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        limit = float(gradient_clip_val or 0.0)
         by_value = gradient_clip_algorithm == "value"
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if limit and by_value:
-            torch.nn.utils.clip_grad_value_(parameters, limit)
-        elif limit:
-            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+        norm = clip_gradients(optimizer, float(gradient_clip_val or 0.0), by_value=by_value)
         self.step_lr = optimizer.param_groups[0]["lr"]
         step = self.trainer.global_step + 1
         self.guard.decide(optimizer, norm, step, gradient_scale(self.trainer))
@@ -275,11 +270,6 @@ class DPOModule(L.LightningModule):
         taken_back = self.weights_of_step
         return self.trainer.global_step if taken_back is None else taken_back
 
-    def at_step_boundary(self, batch_idx: int) -> bool:
-        """Whether this micro-batch ends an optimizer step."""
-        accumulate = self.trainer.accumulate_grad_batches
-        return (batch_idx + 1) % accumulate == 0 or self.trainer.is_last_batch
-
     @property
     def micro_batches(self) -> int:
         """Micro-batches of the whole run on one rank, where its length is known."""
@@ -304,64 +294,6 @@ class DPOModule(L.LightningModule):
         return output
 
     def _connected_zero(self) -> Tensor:
-        """A zero that every parameter's gradient flows from: a rank with no pair left still
-        takes part in DDP's reduction."""
-        return sum((p.sum() * 0.0 for p in self.policy.parameters() if p.requires_grad), _ZERO)
-
-    def _tell_trainer(self, prefix: str, metrics: dict[str, float], *, logger: bool) -> None:
-        """To `trainer.callback_metrics`, `validate()`'s result and the progress bar."""
-        for name, value in metrics.items():
-            self.log(
-                f"{prefix}/{name}",
-                _exact(value),
-                prog_bar=name in _SHOWN,
-                logger=logger,
-                batch_size=1,
-            )
-
-    def _sums_of_all_ranks(self) -> dict[str, Any]:
-        """Sums since the last point, (ranks, K), for a checkpoint; to be called on all ranks."""
-        ranks = self._train_sums.flat()[None]
-        if self.trainer.world_size > 1:
-            ranks = self.trainer.strategy.all_gather(ranks[0].to(self.device))
-        return {"names": list(self._train_sums.names), "ranks": ranks.cpu()}
-
-    def _go_on_summing(self, kept: dict[str, Any]) -> None:
-        """This rank's sums of a checkpoint; on another number of ranks the first takes all."""
-        if kept["names"] != list(self._train_sums.names):
-            return  # another loss, whose run was resumed with changes
-        ranks: Tensor = kept["ranks"]
-        rank = self.trainer.global_rank
-        if len(ranks) == self.trainer.world_size:
-            self._train_sums.load(ranks[rank])
-        elif rank == 0:
-            self._train_sums.load(ranks.sum(0))
-
-    def _reduced(self, sums: MetricSums) -> dict[str, float]:
-        reduce: Callable[..., Any] = self.trainer.strategy.reduce
-        return sums.means(lambda flat: reduce(flat.to(self.device), reduce_op="sum"))
-
-
-class _StepLog(Callback):
-    """Runs `finish_step` among the callbacks, where Lightning puts those that save last."""
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: PreferenceBatch,
-        batch_idx: int,
-    ) -> None:
-        assert isinstance(pl_module, DPOModule)
-        if pl_module.at_step_boundary(batch_idx):
-            pl_module.finish_step()
-
-
-_ZERO = torch.zeros(())
-_SHOWN = ("loss", "rewards/accuracies", "rewards/margins")
-
-
-def _exact(value: float) -> Tensor:
-    """Lightning rounds numbers to float32, tensors it leaves as they are."""
-    return torch.tensor(value, dtype=torch.float64)
+        """Zero of every parameter, so that a rank without a pair takes part in DDP's reduction."""
+        trained = (p for p in self.policy.parameters() if p.requires_grad)
+        return sum((p.sum() * 0.0 for p in trained), torch.zeros(()))

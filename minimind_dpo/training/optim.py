@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 
@@ -49,17 +49,48 @@ def make_optimizer(
     )
 
 
+def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, *, by_value: bool) -> Tensor:
+    """Clip an optimizer's gradients in place, without waiting for the device.
+
+    Args:
+        optimizer: Whose gradients are unscaled.
+        limit: Of their norm, or of each value; 0 for none.
+        by_value: Which of the two.
+
+    Returns:
+        Norm of all gradients before, scalar on the device.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if limit and by_value:
+        torch.nn.utils.clip_grad_value_(parameters, limit)
+    elif limit:
+        torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    return norm
+
+
 def schedule_factor(
-    options: ScheduleOptions, total_steps: int, *, accumulate: int = 1, micro_batches: int = 0
+    options: ScheduleOptions, total_steps: float, *, accumulate: int = 1, micro_batches: int = 0
 ) -> Callable[[int], float]:
     """The factor on the learning rate at each optimizer step, counted from 0.
 
     Args:
         options: The schedule.
-        total_steps: Optimizer steps of the whole run.
+        total_steps: Optimizer steps of the whole run; infinity where they are not known.
         accumulate: Micro-batches a step; only the notebook's schedule counts them.
         micro_batches: Micro-batches of the whole run, for the notebook's schedule.
+
+    Raises:
+        ValueError: The schedule counts to an end and there is none.
     """
+    if math.isinf(total_steps):
+        if options.name != "constant":
+            raise ValueError(
+                f"schedule.name={options.name} needs an end: set trainer.max_epochs "
+                "or trainer.max_steps, or use schedule.name=constant"
+            )
+        total_steps = 0
+    total_steps = int(total_steps)
     if options.name == "notebook":
         # An optimizer step happens at the rate that its window's last micro-batch was given.
         total = micro_batches or total_steps * accumulate

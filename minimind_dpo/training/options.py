@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import timedelta
 from typing import Annotated, Any, Final
 
 from minimind_dpo.options.limits import (
@@ -17,12 +15,10 @@ from minimind_dpo.options.limits import (
     Choices,
     Form,
     Range,
-    is_number,
 )
 from minimind_dpo.options.problem import Problem, package_problems
+from minimind_dpo.training.option_values import are_devices, is_amount, is_time
 
-_TIME: Final = re.compile(r"\d+:\d\d:\d\d:\d\d")
-_TIME_UNITS: Final = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds")
 _HALF_WEIGHTS: Final = {
     name: (
         "updates of DPO's size vanish in half-precision weights",
@@ -48,66 +44,6 @@ STRATEGIES: Final = (
     "ddp_find_unused_parameters_false",
     "ddp_find_unused_parameters_true",
 )
-
-
-def is_time(value: Any) -> bool:
-    """DD:HH:MM:SS, or {hours: 2, minutes: 30}."""
-    if isinstance(value, dict):
-        shaped = bool(value) and all(
-            unit in _TIME_UNITS and is_number(amount) and amount >= 0
-            for unit, amount in value.items()
-        )
-    else:
-        shaped = isinstance(value, str) and _TIME.fullmatch(value) is not None
-    try:
-        return shaped and seconds(value) >= 0
-    except OverflowError:
-        return False
-
-
-def seconds(value: str | Mapping[str, float]) -> float:
-    """Seconds of `DD:HH:MM:SS`, or of units as keywords of `timedelta`."""
-    if not isinstance(value, str):
-        return timedelta(**value).total_seconds()
-    days, hours, minutes, rest = map(int, value.split(":"))
-    return timedelta(days, rest, hours=hours, minutes=minutes).total_seconds()
-
-
-def is_amount(value: Any) -> bool:
-    """A number of batches, or a share of them as a float."""
-    return is_number(value) and (value >= 0 if isinstance(value, int) else 0.0 <= value <= 1.0)
-
-
-def parse_devices(devices: Any) -> int | list[int] | None:
-    """What `trainer.devices` asks for: how many, which, or None for all (`auto`, -1).
-
-    As in Lightning, the text "2" is a number and "0,2" or "2," are indices.
-
-    Raises:
-        ValueError: It is none of these, or names a device twice.
-    """
-    if devices in ("auto", "-1", -1):
-        return None
-    if isinstance(devices, str):
-        listed = [int(part) for part in devices.split(",") if part.strip()]
-        devices = listed if "," in devices else listed[0]
-    if isinstance(devices, list):
-        if not devices or len(set(devices)) < len(devices):
-            raise ValueError(devices)
-        if not all(type(index) is int and index >= 0 for index in devices):
-            raise ValueError(devices)
-        return devices
-    if type(devices) is not int or devices < 1:  # a boolean is an int, but no number of devices
-        raise ValueError(devices)
-    return devices
-
-
-def _are_devices(value: Any) -> bool:
-    try:
-        parse_devices(value)
-    except (ValueError, TypeError, IndexError):
-        return False
-    return True
 
 
 # Limits are named functions: annotations are evaluated as text, where a lambda sees no module.
@@ -192,7 +128,7 @@ class TrainerOptions:
     strategy: Annotated[str, Choices(*STRATEGIES, refused=_SHARDED)] = "auto"
     devices: Annotated[
         Any,
-        Form(_are_devices, "a number of devices, a list of their indices ([0,2]), -1 or auto"),
+        Form(are_devices, "a number of devices, a list of their indices ([0,2]), -1 or auto"),
     ] = 1
     num_nodes: Annotated[int, COUNT] = 1
     precision: Annotated[

@@ -12,7 +12,8 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from minimind_dpo.config.compose import compose
-from minimind_dpo.training.options import STRATEGIES, TrainerOptions, parse_devices
+from minimind_dpo.training.option_values import parse_devices
+from minimind_dpo.training.options import STRATEGIES, TrainerOptions
 
 # Made by this program from other groups, or by its run folder.
 OURS = {"logger", "callbacks", "plugins", "default_root_dir", "enable_checkpointing"}

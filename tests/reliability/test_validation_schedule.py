@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from minimind_dpo.training.callbacks.validation_schedule import crosses
-from minimind_dpo.training.options import seconds
+from minimind_dpo.training.option_values import seconds
 
 # 29 pairs, 2 a micro-batch, 3 micro-batches a step: 15 micro-batches, 5 steps an epoch, 3 epochs.
 ASKED: dict[str, tuple[Any, list[int]]] = {

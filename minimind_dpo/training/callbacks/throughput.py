@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from minimind_dpo.batch import PreferenceBatch
+from minimind_dpo.training.lightning_seams import ends_step
 from minimind_dpo.training.module import DPOModule
 
 
@@ -46,7 +47,7 @@ class Throughput(Callback):
         """Count, and log at the module's own cadence."""
         assert isinstance(pl_module, DPOModule)
         self._since += torch.tensor([batch.num_pairs, batch.num_tokens])
-        if not pl_module.at_step_boundary(batch_idx):
+        if not ends_step(trainer):
             return
         self.pairs += batch.window.pairs
         if pl_module.logs_step(trainer.global_step):

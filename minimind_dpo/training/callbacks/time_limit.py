@@ -9,7 +9,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 
 from minimind_dpo.training.agreement import ask_highest
-from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.lightning_seams import ends_step
 
 
 class TimeLimit(Callback):
@@ -43,8 +43,7 @@ class TimeLimit(Callback):
         batch_idx: int,
     ) -> None:
         """Ask all ranks alike to stop; the first clock to reach the limit decides."""
-        assert isinstance(pl_module, DPOModule)
-        if not pl_module.at_step_boundary(batch_idx):
+        if not ends_step(trainer):
             return
         over = time.monotonic() - self._started >= self.seconds
         self.reached = bool(ask_highest(trainer, over)())

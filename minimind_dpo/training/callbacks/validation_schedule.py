@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback
 
 from minimind_dpo.training.agreement import ask_highest
 from minimind_dpo.training.lightning_seams import ends_step, micro_batches_begun
-from minimind_dpo.training.options import seconds
+from minimind_dpo.training.option_values import seconds
 
 _NEVER: Final = 1 << 60
 
