@@ -183,10 +183,10 @@ def test_a_conversation_is_shown_whole(tmp_path: Path) -> None:
     assert json.loads(line)["prompt"] == "system: Be brief.\n\nuser: Hi"
 
 
-def test_answers_of_one_text_and_other_tokens_are_alike() -> None:
+def test_answers_of_one_text_and_other_tokens_are_alike(tmp_path: Path) -> None:
     one = Answer("a", np.array([1, 2], np.int32), True)
     other = Answer("a", np.array([3, 2], np.int32), True)
-    judge = VotesJudge("file", Path(), None, 0)
+    judge = VotesJudge("file", tmp_path, None, 0)
     assert judge.compare([asked("?")], [one], [other]).tolist() == [0.0]
 
 
