@@ -25,6 +25,7 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation.answers import Answer
 from minimind_dpo.evaluation.scoring import frozen
 from minimind_dpo.models.attention.planned import plain_attention
+from minimind_dpo.models.hub import quiet
 
 
 def sample_answers(
@@ -252,5 +253,6 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
         torch.random.fork_rng(devices, device_type=kind),
         frozen(model),
         plain_attention(model),
+        quiet(),  # of greedy search transformers warns that settings of sampling are not read
     ):
         yield
