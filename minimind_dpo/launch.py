@@ -28,7 +28,9 @@ _NUMBERS: Final = (
     "SLURM_PROCID",
     "SLURM_LOCALID",
     "SLURM_RESTART_COUNT",
+    _SWEEP,
 )
+_OF_TORCHRUN: Final = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
 _OF_RANKS: Final = (
     "GROUP_RANK",
     "LOCAL_RANK",
@@ -58,15 +60,17 @@ def heeded_signals() -> list[int]:
 
 
 def check_environment() -> None:
-    """Refuse variables of launchers that are no numbers.
+    """Refuse variables of launchers that are no numbers, or of which torchrun sets more.
 
     Raises:
         ConfigError: Naming all of them.
     """
+    needed = _OF_TORCHRUN if started_by_torchrun() else ()
     wrong = [
         Problem(name, "in the environment must be a whole number", "Correct or unset it.", text)
         for name in _NUMBERS
-        if (text := os.environ.get(name)) is not None and not text.isdecimal()
+        if (text := os.environ.get(name, "" if name in needed else None)) is not None
+        and not text.isdecimal()
     ]
     if wrong:
         raise ConfigError(wrong)

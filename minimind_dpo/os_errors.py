@@ -32,6 +32,8 @@ _REFUSALS: Final = {
     ),
 }
 """Errors that the user can do something about: the cause, and what to do."""
+_NO_HOME: Final = "Could not determine home directory"
+"""What pathlib says of `~name`."""
 
 
 def explain(error: BaseException) -> str | None:
@@ -41,6 +43,8 @@ def explain(error: BaseException) -> str | None:
         None where no such refusal is the error or its cause.
     """
     for cause in causes(error):
+        if isinstance(cause, RuntimeError) and str(cause).startswith(_NO_HOME):
+            return "a path begins with ~ and no user of this machine. To go on, write it in full"
         number = number_of(cause)
         if number in _REFUSALS:
             reason, remedy = _REFUSALS[number]

@@ -22,6 +22,7 @@ from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_search, for_sweep
 from minimind_dpo.config.schema import Config
 from minimind_dpo.exit_codes import NOT_READ
+from minimind_dpo.run.output import keep_output
 
 
 def main() -> None:
@@ -34,6 +35,8 @@ def _run(arguments: Sequence[str]) -> None:
     launch.let_memory_grow()
     launch.end_with_sweep()
     line = completed(read_command_line(arguments))
+    if not line.shows:
+        keep_output()
     if line.note and not line.shows and launch.rank() == 0:
         print(line.note)
     if line.shows:

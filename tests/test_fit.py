@@ -18,6 +18,7 @@ from program import Driver
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
+from minimind_dpo.run.folder import _WRITTEN
 from minimind_dpo.run.verdict import COMPARED
 
 STEPS = (
@@ -120,6 +121,11 @@ def test_curves_samples_and_the_configuration_are_kept(finished: Path) -> None:
     assert "beta: 0.1" in (finished / "config.yaml").read_text()
 
 
+def test_files_under_the_names_of_a_run_s_own_are_never_the_user_s(finished: Path) -> None:
+    # What a fresh run would replace is refused by name; the summary is set aside instead.
+    assert {path.name for path in finished.iterdir()} - {*_WRITTEN} == {".lock", "summary.json"}
+
+
 def test_margins_with_a_loss_that_has_none_are_refused_before_training(
     run: Run, tmp_path: Path
 ) -> None:
@@ -209,12 +215,16 @@ def test_a_finished_run_that_is_resumed_says_so_and_writes_nothing(
     assert contents(finished) == before
 
 
+@pytest.mark.parametrize(
+    "summary",
+    [b"\0" * 100, b'{"steps": 4, "exported": ["config.yaml"], "val": {}, "train": {"loss": "x"}}'],
+)
 def test_a_broken_summary_and_a_note_among_the_samples_block_no_resume(
-    run: Run, finished: Path, tmp_path: Path
+    run: Run, finished: Path, tmp_path: Path, summary: bytes
 ) -> None:
     more = tmp_path / "more"
     shutil.copytree(finished, more)
-    (more / "summary.json").write_bytes(b"\0" * 100)
+    (more / "summary.json").write_bytes(summary)
     samples = (more / "samples.md").read_text()
     (more / "samples.md").write_text("# My notes\n\n" + samples)
     result = run(tmp_path, "resume=more", "trainer.max_steps=4")

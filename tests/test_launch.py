@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from minimind_dpo import launch, train
 from minimind_dpo.config.compose import compose
 from minimind_dpo.options.limits import limit_problems
+from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.plan import world_size
 from minimind_dpo.training.distributed import make_strategy
 
@@ -61,6 +62,14 @@ def test_a_process_knows_its_place_from_its_launcher(
     assert (launch.rank(), launch.local_rank()) == (rank, local_rank)
     assert (launch.world_size(), launch.scheduler_job()) == (world, job)
     assert launch.started_by_srun() == SLURMEnvironment.detect()
+
+
+def test_what_torchrun_sets_is_set_together(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("TORCHELASTIC_RUN_ID", "none")
+    environment.setenv("RANK", "0")
+    with pytest.raises(ConfigError) as caught:
+        launch.check_environment()
+    assert [problem.key for problem in caught.value.problems] == ["LOCAL_RANK", "WORLD_SIZE"]
 
 
 @pytest.mark.parametrize("text", ["", "abc", "-1", "1.5", "2(x3)"])

@@ -47,12 +47,14 @@ class Machine:
         mps: Whether there is Apple's.
         onednn: Whether this build of torch has the library oneDNN.
         bfloat16: Whether the CUDA devices compute in it by themselves.
+        cores: Of the CPU.
     """
 
     cuda: int
     mps: bool
     onednn: bool = True
     bfloat16: bool = True
+    cores: int = os.cpu_count() or 1
 
     @classmethod
     def detect(cls) -> Machine:
@@ -232,6 +234,9 @@ def _device_problems(
     elif kind in there and needed > there[kind]:
         why = f"asks for more than the {there[kind]} that torch sees"
         yield Problem("trainer.devices", why, value=trainer.devices)
+    if kind == "cpu" and isinstance(devices, int) and devices > machine.cores:
+        why = f"asks for more processes than the {machine.cores} cores of this machine"
+        yield Problem("trainer.devices", why, "Each would wait for others.", trainer.devices)
     if kind == "cpu" and not isinstance(devices, int) and trainer.devices != "auto":
         why = "is not for a CPU, whose processes have no index"
         yield Problem("trainer.devices", why, "Give their number.", trainer.devices)

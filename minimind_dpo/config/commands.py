@@ -136,7 +136,7 @@ def end(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         # What is left of the output must not be written when Python ends either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(NOT_READ)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         sentence = os_errors.explain(error)
         if sentence is None:
             raise

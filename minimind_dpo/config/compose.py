@@ -37,6 +37,10 @@ _NOT_COMPOSED: Final = (
 """What Hydra raises on a configuration that cannot be composed, on odd values as well."""
 
 
+_OTHER_GROUPS: Final = {"hydra/launcher": "joblib", "hydra/sweeper": "optuna", "sweep": "beta"}
+"""Those of which `config.yaml` chooses none, and a file of each."""
+
+
 @functools.cache
 def register_schemas() -> None:
     """Tell Hydra the types of every key, and OmegaConf the `package` resolver.
@@ -97,13 +101,13 @@ def compose_hydra(
 
 def _check_groups(overrides: Sequence[str], source: Source) -> None:
     """Refuse what Hydra takes for the file of a group and then fails on, or takes one of alone."""
-    groups = source.groups()
+    groups = {**source.groups(), **_OTHER_GROUPS}
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key, value = override.key_or_group, override.value()
         if key not in groups or override.is_delete() or override.is_sweep_override():
             continue
         names = value if key == "experiment" and isinstance(value, list) else [value]
-        if not all(isinstance(name, str) for name in names):
+        if not all(isinstance(name, str) and "${" not in name for name in names):
             why = "takes the name of one file of this group"
             raise ConfigError([Problem(key, why, f"For example: {key}={groups[key]}", value)])
 

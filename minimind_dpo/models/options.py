@@ -19,11 +19,11 @@ from minimind_dpo.models.locate import (
 from minimind_dpo.options.limits import (
     AUTO_OR_SWITCH,
     MISSING,
-    NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     Choices,
     Form,
+    Range,
     is_word,
 )
 from minimind_dpo.options.problem import Problem, missing_file, package_problems
@@ -42,7 +42,7 @@ def _names_layers(value: Any) -> bool:
 class LoraOptions:
     """Low-rank adapters; r = 0 trains every weight. `conf/model` says what each key means."""
 
-    r: Annotated[int, NOT_NEGATIVE] = 0
+    r: Annotated[int, Range(0, 65536)] = 0
     alpha: Annotated[float, POSITIVE] = 32.0
     dropout: Annotated[float, SHARE] = 0.0
     target_modules: Annotated[

@@ -11,6 +11,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -55,6 +56,7 @@ def supervised(
     Returns:
         The exit code.
     """
+    _tell_of_threads()
     stop, ranks = StopRequest(), RankGuard(rank_timeout)
     ranks.watch_parent()
     stop.speaks = launch.rank() == 0
@@ -85,6 +87,20 @@ def supervised(
         ranks.finish(failed=code != DONE)
         stop.restore()
     return code
+
+
+def _tell_of_threads() -> None:
+    """Say in a sentence what ends a thread, TensorBoard's of a full disk, where it has one."""
+    usual = threading.excepthook
+
+    def tell(failure: threading.ExceptHookArgs) -> None:
+        sentence = failure.exc_value and os_errors.explain(failure.exc_value)
+        if sentence:
+            log.warning(sentence)
+        else:
+            usual(failure)
+
+    threading.excepthook = tell
 
 
 def _tell(stopped: Stopped, stop: StopRequest, ranks: RankGuard) -> None:

@@ -63,6 +63,7 @@ from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
+from minimind_dpo.training.resume.checkpoint_io import DamagedCheckpointError
 from minimind_dpo.training.resume.curves import log_hyperparameters
 from minimind_dpo.training.signals import StopRequest
 
@@ -191,6 +192,14 @@ def _train(parts: _Parts) -> NotFiniteError | None:
         trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except NotFiniteError as error:
         return error
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        if not module.restores or type(error).__module__.startswith("minimind_dpo."):
+            raise
+        why = " ".join(str(error).split())[:300]
+        raise DamagedCheckpointError(
+            f"{checkpoint} cannot be restored here: {type(error).__name__}: {why}. It is of "
+            "another model, or of another version of this program: start anew, without resume"
+        ) from error
     _validate_after(trainer, module, data)
     return module.divergence()
 

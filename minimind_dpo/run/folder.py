@@ -37,13 +37,16 @@ _RUN: Final = "MINIMIND_DPO_RUN"
 
 _WRITTEN: Final = (
     "adapters",
+    "answers.jsonl",
     "checkpoints",
     "config.yaml",
     "csv",
     "export",
+    "frontier.jsonl",
     "samples.md",
     "report.html",
     "tensorboard",
+    "verdict.json",
 )
 """What a run writes in its folder, in place of what lies there under these names."""
 

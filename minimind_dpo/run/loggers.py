@@ -7,11 +7,29 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 
 from minimind_dpo.config.schema import Config
+from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.os_errors import first_line
 from minimind_dpo.run.folder import Run
 from minimind_dpo.training.resume.curves import KeptCSVLogger, keep_rows, tensorboard_from
 
 
 def build_loggers(config: Config, run: Run, extra: list[Logger], first: bool) -> list[Logger]:
+    """As `_build`, with each logger begun, so that what its own class refuses is told here.
+
+    Raises:
+        ConfigError: Of `logger.options`, in the words of the logger's class.
+    """
+    try:
+        loggers = _build(config, run, extra, first)
+        for logger in loggers:
+            getattr(logger, "experiment", None)
+    except (TypeError, ValueError) as error:
+        why = f"{config.logger.name} does not take it ({first_line(error)})"
+        raise ConfigError([Problem("logger.options", why, "Leave it out.")]) from error
+    return loggers
+
+
+def _build(config: Config, run: Run, extra: list[Logger], first: bool) -> list[Logger]:
     """The configured logger and the user's own; every run also keeps its curves as CSV.
 
     In a folder that holds curves already, what the run logs anew is dropped from them.

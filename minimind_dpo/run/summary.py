@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 SUMMARY: Final = "summary.json"
 EARLIER_SUMMARY: Final = "summary.earlier.json"
 """Of the time before a run was taken further."""
+_SIDES: Final = ("train", "val")
 
 
 class Clock:
@@ -61,6 +62,10 @@ def finished(config: Config, run: Run) -> dict[str, Any] | None:
     summary = read_json(run.folder / SUMMARY)
     if not isinstance(summary, dict) or summary.get("steps") != run.header.step:
         return None
+    for group in map(summary.get, _SIDES):
+        numbers = isinstance(group, dict) and [isinstance(x, int | float) for x in group.values()]
+        if numbers is False or not all(numbers):
+            return None
     exported = summary.get("exported")
     whole = isinstance(exported, list) and all(_holds(run.folder / str(n)) for n in exported)
     return summary if whole else None
@@ -83,9 +88,9 @@ def tell_finished(config: Config, run: Run, summary: dict[str, Any]) -> None:
     names = ("loss", "rewards/accuracies", "rewards/margins")
     reached = [
         f"{side}/{name} {summary[side][name]:.4g}"
-        for side in ("train", "val")
+        for side in _SIDES
         for name in names
-        if name in summary.get(side, {})
+        if name in summary[side]
     ]
     bounds = " and ".join(_bounds(config, run.header))
     log.info(
@@ -218,4 +223,6 @@ def write_report(config: Config, folder: Path) -> None:
     try:
         log.info(f"Report: {write_run_report(folder, config.report.language)}")
     except Exception as error:
-        log.error(f"There is no report: {os_errors.first_line(error)}", exc_info=error)
+        sentence = os_errors.explain(error)
+        why = sentence or os_errors.first_line(error)
+        log.error(f"There is no report: {why}", exc_info=None if sentence else error)

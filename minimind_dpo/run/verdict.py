@@ -20,6 +20,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 
+from minimind_dpo import os_errors
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.evaluation.evaluate import Evaluation
@@ -114,6 +115,8 @@ class RunVerdict(Callback):
         try:
             return self._conclude(self._evaluation, step, loggers)
         except Exception as error:
+            if os_errors.explain(error) is not None:
+                raise  # a full disk, which the export would meet as well
             why = " ".join(str(error).split()) or type(error).__name__
             log.error(f"There is no verdict: {why}", exc_info=error)
             return None

@@ -92,6 +92,7 @@ class DPOModule(L.LightningModule):
         self.last_val_metrics: dict[str, float] = {}
         self.last_val_step = -1
         self.weights_of_step: int | None = None
+        self.restores = False
         # A rank that is given no pair still has to line its sums up with the others'.
         names = metric_names(self.loss, reference=not isinstance(self.reference, NoReference))
         train_names = [*names, *(["aux_loss"] if self.aux_loss else [])]
@@ -128,6 +129,7 @@ class DPOModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Callbacks that monitor a curve find its newest point, in a resumed run too."""
+        self.restores = False
         for prefix, metrics in (("train", self.last_train_metrics), ("val", self.last_val_metrics)):
             named = {f"{prefix}/{name}": exact(value) for name, value in metrics.items()}
             self.trainer.callback_metrics.update(named)
@@ -203,6 +205,7 @@ class DPOModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting."""
+        self.restores = True  # until training starts
         kept = checkpoint["dpo_module"]
         self.guard.total, self.guard.in_a_row = kept["bad_steps"]
         self.last_train_step = kept["last_train_step"]

@@ -178,6 +178,13 @@ def test_devices_are_held_against_the_machine_and_the_launcher(
     assert "the launcher started 2 processes" in found["trainer.devices"]
 
 
+def test_more_processes_than_cores_are_refused_on_a_cpu(files: list[str]) -> None:
+    machine = Machine(cuda=0, mps=False, cores=4)
+    validate(composed([*files, "trainer.devices=4"]), machine=machine)
+    with pytest.raises(ConfigError, match="=1000: asks for more processes than the 4 cores of"):
+        validate(composed([*files, "trainer.devices=1_000"]), machine=machine)
+
+
 def test_compile_on_a_cpu_needs_a_compiler(
     files: list[str], problems: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

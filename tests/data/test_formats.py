@@ -270,3 +270,12 @@ def test_a_gbk_file_is_called_one_in_one_line_that_says_how_to_convert_it(tmp_pa
     (tmp_path / "f.jsonl").write_bytes(french.encode("latin-1", "ignore"))
     (problem,) = read(tmp_path / "f.jsonl")[1]
     assert problem.startswith("f.jsonl:1: is not valid UTF-8 (byte 0xe9")
+
+
+def test_turns_in_the_place_of_a_number_are_a_problem_of_their_row(tmp_path) -> None:
+    turns = '"[{""role"": ""user"", ""content"": ""q""}]"'
+    (tmp_path / "t.csv").write_text(f"prompt,chosen,rejected,weight\nq,x,y,{turns}\n")
+    problems = []
+    assert list(read_pairs(tmp_path / "t.csv", on_problem=problems.append)) == []
+    (problem,) = problems
+    assert str(problem).startswith("t.csv:2: 'weight' is [{'role': 'user',")

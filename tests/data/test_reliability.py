@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import json
 import os
-import subprocess
 import sys
 import time
+import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,28 +73,87 @@ def test_names_that_are_not_utf8_are_written_and_printed(tmp_path, tokenizer) ->
     assert store.unused.read_text().startswith(r"\xb2\xe2\xca\xd4.jsonl:3: is not valid JSON")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB on Linux alone")
-def test_a_small_file_that_unpacks_to_much_is_read_in_little_memory(tmp_path) -> None:
+def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call returns, and the most bytes that Python had while it ran."""
+    tracemalloc.start()
+    try:
+        return call(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_small_zst_file_is_unpacked_in_little_memory(tmp_path) -> None:
     zstandard = pytest.importorskip("zstandard")
     path = tmp_path / "bomb.jsonl.zst"
     with path.open("wb") as file, zstandard.ZstdCompressor().stream_writer(file) as stream:
-        stream.write(json.dumps(PAIR).encode())
-        for _ in range(500):
+        for _ in range(400):
             stream.write(b"\n" * (1 << 20))
     assert path.stat().st_size < 30_000
     (file,) = resolve_files(path)
-    assert max(map(len, read_chunks(file))) <= 1 << 20
-    code = (
-        "import resource, sys; from minimind_dpo.data.read.content import *\n"
-        "from minimind_dpo.data.read.sources import resolve_files\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "size = sum(map(len, read_chunks(resolve_files(sys.argv[1])[0])))\n"
-        "print(size, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
-    )
-    output = subprocess.check_output([sys.executable, "-c", code, str(path)], text=True)
-    size, grown = map(int, output.split())
-    assert size > 500 << 20
-    assert grown < 200 * 1024  # KiB
+    sizes, peak = peak_of(lambda: [len(chunk) for chunk in read_chunks(file)])
+    assert sum(sizes) == 400 << 20
+    assert max(sizes) <= 1 << 20
+    assert peak < 200 << 20
+
+
+LINE = json.dumps(PAIR)
+BLANKS = b" " * 1023 + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "filler", "end", "pairs", "problem"),
+    [
+        ("d.jsonl", LINE, BLANKS, LINE, 2, ""),
+        ("d.json", f"[{LINE},", BLANKS, f"{LINE}]", 2, ""),
+        ("d.json", f"[{LINE}", b"," * 1024, "", 1, "d.json.gz:1: is not valid JSON"),
+        ("d.jsonl", f'{LINE}\n"', b"x" * 1024, "", 1, "d.jsonl.gz:2: has a line of more than"),
+        ("d.json", f'[{LINE},\n"', b"x" * 1024, "", 1, "d.json.gz:2: is no JSON value of at most"),
+        ("d.json", f"{LINE}\n[", b"[],[" * 256, "", 1, "d.json.gz:2: has a line of more than"),
+        ("d.csv", 'prompt,chosen,rejected\nq,x,y\nq,"', BLANKS, "", 1, "d.csv.gz:3: is not valid"),
+    ],
+)
+def test_a_small_file_that_unpacks_to_much_is_read_in_little_memory(
+    tmp_path, monkeypatch, name, start, filler, end, pairs, problem
+) -> None:
+    for module in ("content", "json_values", "tables"):
+        monkeypatch.setattr(f"minimind_dpo.data.read.{module}.LONGEST", 1 << 20)
+    path = tmp_path / f"{name}.gz"
+    with gzip.open(path, "wb") as stream:
+        stream.write(start.encode() + filler * (40 << 10) + end.encode())
+    assert path.stat().st_size < 200_000
+    (sources, problems, _), peak = peak_of(lambda: read(path))
+    assert len(sources) == pairs
+    assert [said[: len(problem)] for said in problems[:1]] == [problem] * bool(problem)
+    assert peak < 24 << 20  # of 40 MiB
+
+
+def test_a_list_of_json_is_read_in_pieces_with_every_line_and_column_right(tmp_path) -> None:
+    rows = [{**PAIR, "prompt": f"q {n} \u4e2d\U0001f600" + "x" * (n % 700)} for n in range(4000)]
+    texts = [
+        json.dumps(row, indent=n % 3 or None, ensure_ascii=False) for n, row in enumerate(rows)
+    ]
+    written, lines = "[", []
+    for n, text in enumerate(texts):
+        lines.append(written.count("\n") + 1)
+        written += text + (",\n" if n % 2 else ", ")
+    line = written.count("\n") + 1
+    column = len(written.rpartition("\n")[2]) + len('{"chosen" ') + 1
+    (tmp_path / "d.json").write_text(written + '{"chosen" 1}]', encoding="utf-8")
+    assert len(written.encode()) > 1 << 20
+    sources, problems, _ = read(tmp_path / "d.json")
+    assert sources == [f"d.json:{number}" for number in lines]
+    assert problems == [
+        f"d.json:{line}: is not valid JSON: Expecting ':' delimiter (column {column}); "
+        "what follows in this file cannot be read."
+    ]
+    bad = written[:-2].encode() + b',\n"\xff"]'
+    (tmp_path / "e.json").write_bytes(bad)
+    sources, problems, _ = read(tmp_path / "e.json")
+    assert len(sources) == len(rows)
+    at = bad.count(b"\n") + 1
+    assert problems == [
+        f"e.json:{at}: is not valid UTF-8 (byte 0xff); what follows in this file cannot be read."
+    ]
 
 
 def test_a_key_that_stands_twice_among_many_is_found_in_one_pass(write) -> None:

@@ -139,6 +139,12 @@ def test_refusals_of_the_system_are_sentences(error: Exception, words: str) -> N
     assert re.search(words, sentence), sentence
 
 
+def test_the_home_of_no_user_is_a_sentence() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        Path("~no-user-of-this-name/run").expanduser()
+    assert "begins with ~" in str(explain(caught.value))
+
+
 def test_other_errors_have_no_such_sentence() -> None:
     assert explain(ValueError("wrong")) is None
     assert explain(FileNotFoundError(errno.ENOENT, "No such file or directory", "a")) is None

@@ -77,7 +77,7 @@ def claim(*overrides: str) -> Run:
         return claim_run(composed(["experiment=demo", *overrides]), lock)
 
 
-@pytest.mark.parametrize("name", ["export/thesis.txt", "config.yaml", "csv/a.csv", "adapters/b"])
+@pytest.mark.parametrize("name", ["export/thesis.txt", "config.yaml", "csv/a.csv", "answers.jsonl"])
 def test_a_folder_with_files_of_the_user_s_own_is_left_as_it_is(name: str) -> None:
     file = Path("proj") / name
     file.parent.mkdir(parents=True)

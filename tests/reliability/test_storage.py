@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -83,6 +84,30 @@ def test_a_state_whose_header_is_another_one_is_no_state_of_this_program(
     AtomicCheckpointIO().save_checkpoint(content, newer)
     with pytest.raises(DamagedCheckpointError, match=f"no entry '{next(iter(change))}'"):
         read_header(newer)
+    assert newest_valid(tmp_path) == (older, header(5))
+
+
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda saved: saved.pop("w", None) or saved.update(more=1),
+        lambda saved: saved["loops"].update(fit_loop=3),
+        lambda saved: saved["state_dict"].update(weight=torch.zeros(49)),
+        lambda saved: saved["state_dict"].update(weight=torch.zeros(50, dtype=torch.float64)),
+        lambda saved: saved[HEADER].update(rows=0),
+        lambda saved: saved[HEADER].pop("content"),
+    ],
+)
+def test_a_state_with_right_checksums_and_other_entries_is_refused(
+    tmp_path: Path, alter: Callable[[dict[str, Any]], Any]
+) -> None:
+    older, newer = save(tmp_path, 5, 9)
+    saved = torch.load(newer, weights_only=True)
+    alter(saved)
+    torch.save(saved, newer)
+    for read in (read_checkpoint, read_header):
+        with pytest.raises(DamagedCheckpointError, match=r"step-00000009.ckpt was altered: its en"):
+            read(newer)
     assert newest_valid(tmp_path) == (older, header(5))
 
 

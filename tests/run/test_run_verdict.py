@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +171,14 @@ def test_a_judge_that_fails_is_told_and_fails_no_run(
     verdict._evaluation = Broken()  # type: ignore[assignment]
     assert verdict.conclude(3) is None
     assert "There is no verdict: the server is away" in caplog.text
+
+    class Full(Broken):
+        def seconds_ahead(self, policy: Any) -> float:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    verdict._evaluation = Full()  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space"):  # which the export would meet as well
+        verdict.conclude(3)
 
 
 def test_a_verdict_while_training_is_given_up_when_the_run_is_to_stop(tmp_path: Path) -> None:

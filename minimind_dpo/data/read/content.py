@@ -16,6 +16,9 @@ _CHUNK: Final = 1 << 20
 _ZSTD_PIECE: Final = 1 << 11
 """Bytes unpacked at once: four of them can stand for a block of 128 KiB, so these for 64 MiB."""
 
+LONGEST: Final = 1 << 26
+"""Most bytes of a line and characters of a JSON value: more than any pair, to bound memory."""
+
 _SAMPLE: Final = 1 << 16
 _MOST: Final = 0.9
 """Share of a text's characters beyond ASCII that are in GB2312 if the text is GBK."""
@@ -36,6 +39,10 @@ class Record:
     value: Any = None
     problem: str = ""
     size: int = 0
+
+
+class TooLongError(ValueError):
+    """A line of more than `LONGEST` bytes."""
 
 
 def read_chunks(file: DataFile) -> Iterator[bytes]:
@@ -70,7 +77,11 @@ def _zstd_chunks(path: str) -> Iterator[bytes]:
 
 
 def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """Cut at newlines only; str.splitlines would also cut at U+2028 inside a JSON string."""
+    """Cut at newlines only; str.splitlines would also cut at U+2028 inside a JSON string.
+
+    Raises:
+        TooLongError: A line is longer than `LONGEST`.
+    """
     pending: list[bytes] = []
     for chunk in chunks:
         first, *rest = chunk.split(b"\n")
@@ -79,6 +90,8 @@ def split_lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
             yield b"".join(pending)
             yield from rest[:-1]
             pending = rest[-1:]
+        elif sum(map(len, pending)) > LONGEST:
+            raise TooLongError(f"has a line of more than {LONGEST:,} bytes; no pair is that long")
     yield b"".join(pending)
 
 

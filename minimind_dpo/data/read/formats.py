@@ -162,6 +162,6 @@ def _from_text(values: dict[str, Any]) -> dict[str, Any]:
         if key in values:
             try:
                 values[key] = float(values[key])
-            except ValueError:
+            except (ValueError, TypeError):  # text, or turns in the place of a number
                 raise RecordError(f"'{key}' is {values[key]!r:.40}, not a number") from None
     return values

@@ -8,10 +8,9 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from minimind_dpo.data.read.content import Record, read_chunks, split_lines
+from minimind_dpo.data.read.content import LONGEST, Record, read_chunks, split_lines
 from minimind_dpo.data.read.sources import TABLES, DataFile
 
-_LONGEST_CELL = 2**31 - 1
 _TURNS = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 _ROWS = 1024
 
@@ -38,7 +37,7 @@ class _Lines:
 
 def read_table(file: DataFile) -> Iterator[Record]:
     """Rows of a CSV or TSV file as objects of text; a cell that holds turns as JSON is a list."""
-    csv.field_size_limit(_LONGEST_CELL)
+    csv.field_size_limit(LONGEST)
     lines = _Lines(file)
     reader = csv.reader(lines, delimiter=TABLES[file.kind], strict=True)
     header: list[str] = []

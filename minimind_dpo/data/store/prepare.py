@@ -171,16 +171,21 @@ class _Builder:
 def _in_threads(
     pair_tokenizer: PairTokenizer, pairs: Iterable[PreferencePair], workers: int
 ) -> Iterator[tuple[PreferencePair, Encoded | Dropped]]:
-    """Tokenise chunks, in order, in threads: encoding, most of the work, leaves Python's lock."""
-    # Processes cost more to start than a usual file takes; the tokenizer's own parallelism stands
-    # still while Python renders the next chunk.
+    """Render pairs here, encode chunks of them in threads, in order.
+
+    Encoding, most of the work, leaves Python's lock. Threads beat both processes (whose start
+    costs more than the work of a usual file) and the tokenizer's own parallelism (which stands
+    still while Python renders the next chunk). Rendering holds the lock, and only here, in the main
+    thread, can a template that does not end be interrupted.
+    """
     stream = iter(pairs)
     waiting: deque[tuple[list[PreferencePair], Future[list[Encoded | Dropped]]]] = deque()
     with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
         while True:
             chunk = list(islice(stream, _CHUNK))
             if chunk:
-                waiting.append((chunk, pool.submit(pair_tokenizer.encode, chunk)))
+                texts = pair_tokenizer.render(chunk)
+                waiting.append((chunk, pool.submit(pair_tokenizer.encode, chunk, texts)))
             if not waiting:
                 return
             if not chunk or len(waiting) > 2 * workers:

@@ -23,9 +23,11 @@ import numpy as np
 
 from minimind_dpo.batch import PreferencePair, TokenizedPair
 from minimind_dpo.data.options import DataOptions
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.data.tokenize.rendering import RenderedPair
-from minimind_dpo.data.tokenize.special_tokens import RenderError
+from minimind_dpo.data.tokenize.special_tokens import EndlessError, RenderError
+from minimind_dpo.options.problem import Problem
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -111,22 +113,41 @@ class PairTokenizer:
         (result,) = self.encode([pair])
         return result.pair if isinstance(result, Encoded) else result
 
-    def encode(self, pairs: Sequence[PreferencePair]) -> list[Encoded | Dropped]:
+    def encode(
+        self,
+        pairs: Sequence[PreferencePair],
+        rendered: Sequence[RenderedPair | Dropped] | None = None,
+    ) -> list[Encoded | Dropped]:
         """Tokenise pairs, in order. Safe to call from several threads at once.
+
+        Args:
+            pairs: The pairs.
+            rendered: What `render` made of them, if that was done before.
 
         Raises:
             ConfigError: A pair has turns and there is no chat template to render them.
         """
-        rendered = [self._render(pair) for pair in pairs]
+        rendered = self.render(pairs) if rendered is None else rendered
         ids = iter(self.chat.encode([r for r in rendered if isinstance(r, RenderedPair)]))
         return [
             self._fit(pair, texts, next(ids)) if isinstance(texts, RenderedPair) else texts
             for pair, texts in zip(pairs, rendered, strict=True)
         ]
 
+    def render(self, pairs: Sequence[PreferencePair]) -> list[RenderedPair | Dropped]:
+        """Texts of pairs, in order; what the template fails on is dropped.
+
+        Raises:
+            ConfigError: A pair has turns and there is no chat template to render them.
+            DataError: The template takes too long for one, as it may for each of those that follow.
+        """
+        return [self._render(pair) for pair in pairs]
+
     def _render(self, pair: PreferencePair) -> RenderedPair | Dropped:
         try:
             return self.chat.render(pair)
+        except EndlessError as error:
+            raise DataError([Problem(pair.source, str(error))]) from error
         except RenderError as error:
             return Dropped("template", str(error))
 

@@ -39,6 +39,10 @@ class RenderError(ValueError):
     """A conversation that cannot become text; the message goes after `dpo.jsonl:17: `."""
 
 
+class EndlessError(RenderError):
+    """One that the chat template takes too long for."""
+
+
 class SpecialTokens:
     """The special tokens of a tokenizer, and the characters that stand for them in a text.
 

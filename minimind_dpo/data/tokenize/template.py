@@ -1,30 +1,31 @@
 """A chat template: which one is used, and how it is run.
 
 A template is a program from elsewhere. It may raise anything, leave out the answer, write
-no token to stop at, or never end. So, before any data is read, one question and its answer are
-rendered in a process of its own with limits of time and memory; what fails there is an error in one
-sentence.
+no token to stop at, or never end. So one question and its answer are rendered before any data is
+read, and what fails there is an error in one sentence. Every rendering has a limit of time: the
+template is interrupted between two of its operations. The one operation of Jinja that takes hours
+by itself, a power of large numbers, is refused.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-import multiprocessing
 import os
 import re
 import signal
 import sys
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import Connection
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
 from minimind_dpo.batch import Message
-from minimind_dpo.data.tokenize.special_tokens import RenderError, any_of
-from minimind_dpo.launch import STOP_SIGNALS
+from minimind_dpo.data.tokenize.special_tokens import EndlessError, RenderError, any_of
 from minimind_dpo.options.problem import ConfigError, Problem, did_you_mean
 
 if TYPE_CHECKING:
@@ -39,8 +40,10 @@ _ADVICE = (
     "Give another template, data.chat_template=FILE, or none for plain text, "
     "data.chat_template=none."
 )
-_SECONDS, _BYTES, _CHARACTERS = 5.0, 2**30, 10**6
-"""Limits of rendering the probe: time, memory, length of the text."""
+_SECONDS = 5.0
+"""CPU time that one rendering may take."""
+_BYTES, _CHARACTERS = 2**30, 10**6
+"""Limits of rendering the probe: memory, length of the text."""
 
 
 def find_template(tokenizer: PreTrainedTokenizerBase, choice: str) -> str | None:
@@ -116,15 +119,22 @@ class ChatTemplate:
                 key, why = f"data.template_options.{name}", "the chat template does not read it"
                 raise ConfigError([Problem(key, why, value=options[name])])
         try:
-            rendered = _limited(self._probe)
+            rendered = self._probe()
         except RenderError as error:
             why = f"one question and its answer cannot be rendered: {error}"
             raise _refusal(why, _ADVICE) from error
         self.end, self.end_token, self.after_end = _split_end(rendered, spellings)
 
     def _probe(self) -> str:
-        self.render(_PROBE[:1], generate=True)
-        return self.render(_PROBE)
+        with contextlib.suppress(jinja2.TemplateSyntaxError):  # told by the rendering, with a line
+            if jinja2.Environment().parse(self._text).find(jinja2.nodes.Pow):
+                raise RenderError("it uses a power (**), which may take hours")
+        with _limited_memory():
+            self.render(_PROBE[:1], generate=True)
+            rendered = self.render(_PROBE)
+        if len(rendered) > _CHARACTERS:
+            raise RenderError(f"it comes to {len(rendered):,} characters")
+        return rendered
 
     def reads(self, name: str) -> bool:
         """Whether the template can read a variable of this name: whether its text has the word."""
@@ -147,19 +157,23 @@ class ChatTemplate:
 
         Raises:
             RenderError: The template fails on this conversation.
+            EndlessError: It takes too long for it.
         """
         options = self._options if options is None else {**self._options, **options}
         for name in options.keys() & self._parameters:
             raise RenderError(f"the template option {name!r} is no variable of a chat template")
         try:
-            rendered = self._tokenizer.apply_chat_template(
-                list(turns),
-                tools=tools,
-                chat_template=self._text,
-                add_generation_prompt=generate,
-                tokenize=False,
-                **options,
-            )
+            with _limited_time():
+                rendered = self._tokenizer.apply_chat_template(
+                    list(turns),
+                    tools=tools,
+                    chat_template=self._text,
+                    add_generation_prompt=generate,
+                    tokenize=False,
+                    **options,
+                )
+        except EndlessError:
+            raise
         except Exception as error:  # a template is a program: it raises nearly anything
             raise RenderError(f"the chat template fails: {_why(error)}") from error
         assert isinstance(rendered, str)
@@ -195,53 +209,49 @@ def _why(error: Exception) -> str:
     return text if kind == "TemplateError" else f"{kind}: {text}".rstrip(": ")
 
 
-def _limited(render: Callable[[], str]) -> str:
-    """What `render` returns, computed in a process that is killed beyond a limit."""
-    # Within this process a power or a repetition of large numbers could not be interrupted. Only
-    # Linux forks safely while threads run; elsewhere there is no limit.
-    if sys.platform != "linux":
-        return render()
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_send, args=(render, sender), daemon=True)
-    with warnings.catch_warnings():
-        # Python warns of a fork while threads run; the new process takes no lock of theirs.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process.start()
-    sender.close()
+@contextlib.contextmanager
+def _limited_time() -> Iterator[None]:
+    """Let what runs inside raise `EndlessError` once it has taken `_SECONDS` of CPU time.
+
+    Signals and their timers are the main thread's; in another one, and on Windows, which has no
+    such timers, there is no limit.
+    """
+    if threading.current_thread() is not threading.main_thread() or sys.platform == "win32":
+        yield
+        return
+    end = time.thread_time() + _SECONDS
+
+    def look(number: int, frame: FrameType | None) -> None:
+        if time.thread_time() > end:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+            raise EndlessError(f"the chat template takes longer than {_SECONDS:g} seconds")
+
+    before = signal.signal(signal.SIGVTALRM, look)
+    signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS, _SECONDS / 10)
     try:
-        if not receiver.poll(_SECONDS):
-            raise RenderError(f"it takes longer than {_SECONDS:.0f} seconds")
-        rendered, reason = receiver.recv()
-    except EOFError:
-        raise RenderError("the process that rendered it was killed") from None
+        yield
     finally:
-        process.kill()
-        process.join()
-        process.close()
-        receiver.close()
-    if reason:
-        raise RenderError(reason)
-    return str(rendered)
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
-def _send(render: Callable[[], str], sender: Connection) -> None:
-    """In the other process: render within the limits, and send the text or the reason."""
+@contextlib.contextmanager
+def _limited_memory() -> Iterator[None]:
+    """Let what runs inside raise `MemoryError` where it takes `_BYTES` more than there are now.
+
+    Only Linux can tell and limit what a process takes.
+    """
+    if sys.platform != "linux":
+        yield
+        return
     import resource
 
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the process that waits for this one handles them
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    memory = pages * os.sysconf("SC_PAGE_SIZE") + _BYTES
-    # The limit of time ends this process where the one that waits for it was killed.
-    for kind, most in ((resource.RLIMIT_AS, memory), (resource.RLIMIT_CPU, 2 * int(_SECONDS) + 1)):
-        hard = resource.getrlimit(kind)[1]
-        if hard == resource.RLIM_INFINITY or most < hard:
-            resource.setrlimit(kind, (most, hard))
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    most = pages * os.sysconf("SC_PAGE_SIZE") + _BYTES
+    if limits[0] == resource.RLIM_INFINITY or most < limits[0]:
+        resource.setrlimit(resource.RLIMIT_AS, (most, limits[1]))
     try:
-        rendered, reason = render(), ""
-    except RenderError as error:
-        rendered, reason = "", str(error)
-    if len(rendered) > _CHARACTERS:
-        rendered, reason = "", f"it comes to {len(rendered):,} characters"
-    sender.send((rendered, reason))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)

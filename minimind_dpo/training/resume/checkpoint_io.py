@@ -29,13 +29,11 @@ from minimind_dpo.training.resume.background_write import (
     is_on_cuda,
     set_aside,
 )
+from minimind_dpo.training.resume.content import CONTENT, HEADER, content_digest
 
 log = logging.getLogger(__name__)
 
 _STEP: Final = re.compile(r"step-(\d+)\.ckpt")
-HEADER: Final = "minimind_dpo"
-"""Key under which a checkpoint says what it belongs to and where it stands."""
-
 _SET_ASIDE: Final = "superseded"
 
 
@@ -87,6 +85,9 @@ class AtomicCheckpointIO(CheckpointIO):
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         started = time.perf_counter()
         target.parent.mkdir(parents=True, exist_ok=True)
+        if HEADER in checkpoint:
+            header = {**checkpoint[HEADER], CONTENT: content_digest(checkpoint)}
+            checkpoint = {**checkpoint, HEADER: header}
         try:
             with replacing(target) as temporary:
                 with temporary.open("wb") as file:
@@ -155,7 +156,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} holds no training state: resume needs a file of a run's checkpoints folder. "
             "Weights alone are named with model.path"
         )
+    _check_content(path, loaded)
     return loaded
+
+
+def _check_content(path: Path, checkpoint: dict[str, Any]) -> None:
+    """Take the digest out of the header, and refuse a file whose entries are not those saved.
+
+    Lightning restores what it finds: without moments the optimizer would begin with zeros.
+
+    Raises:
+        DamagedCheckpointError: An entry is missing, or has another value or shape.
+    """
+    header = checkpoint.get(HEADER)
+    if isinstance(header, dict) and header.pop(CONTENT, None) != content_digest(checkpoint):
+        raise DamagedCheckpointError(f"{path} was altered: its entries are not those saved in it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +217,15 @@ def read_header(path: Path) -> Header:
     """
     verify(path)
     try:
-        return Header.of(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        header = Header.of(loaded)
     except Exception as error:
         raise DamagedCheckpointError(
             f"{path} is no checkpoint of this program: {_why_unread(error)}. Resume needs a file "
             "of a run's checkpoints folder; weights alone are named with model.path"
         ) from error
+    _check_content(path, loaded)
+    return header
 
 
 def _why_unread(error: Exception) -> str:

@@ -28,9 +28,15 @@ class KeptCSVLogger(CSVLogger):
         save_dir: The run's folder.
         version: Folder below it.
         options: Keywords of Lightning's logger.
+
+    Raises:
+        ValueError: Its number of points between writes is none.
     """
 
     def __init__(self, save_dir: Path, version: str = "csv", **options: Any) -> None:
+        points = options.get("flush_logs_every_n_steps", 1)
+        if type(points) is not int or points < 1:
+            raise ValueError(f"flush_logs_every_n_steps must be a number above 0, not {points!r}")
         super().__init__(str(save_dir), name="", version=version, **options)
 
     @property

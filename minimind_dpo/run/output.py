@@ -1,0 +1,53 @@
+"""Output whose end costs no run: its reader may go, its disk may fill, its letters may be few."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any, Final
+
+_NAMES: Final = ("stdout", "stderr")
+
+
+def keep_output() -> None:
+    """Let writing to standard output and error never fail in this process.
+
+    From the first write that does, what is written goes nowhere, and standard error tells of it.
+    Characters that a terminal's encoding lacks are written as `\\u2022`.
+    """
+    for name in _NAMES:
+        stream = getattr(sys, name)
+        if stream is None:  # closed before the program began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            setattr(sys, name, _kept(stream))
+
+
+def _kept(stream: io.TextIOWrapper) -> io.TextIOWrapper:
+    stream.flush()
+    raw = _KeptFile(stream.fileno(), "w", closefd=False)
+    lines = stream.line_buffering
+    kept = io.TextIOWrapper(
+        io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=lines
+    )
+    kept.mode = "w"  # type: ignore[misc]  # as Python's own have
+    return kept
+
+
+class _KeptFile(io.FileIO):
+    """A file that takes every write."""
+
+    def write(self, data: Any) -> int:
+        """Write, or from the first failure on, do nothing."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            # NOTE: not a flag: what C code and other processes write to it would fail still.
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            if self.fileno() != 2:
+                message = f"Standard output ends here ({error.strerror}); the run goes on."
+                print(message, file=sys.stderr)
+            return memoryview(data).nbytes

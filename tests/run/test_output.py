@@ -1,0 +1,71 @@
+"""Output that cannot be written costs a run nothing but that output."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from minimind_dpo.run.output import keep_output
+
+Stdout = Callable[[int, str], io.TextIOWrapper]
+
+
+@pytest.fixture
+def stdout(monkeypatch: pytest.MonkeyPatch) -> Iterator[Stdout]:
+    """Gives this process another standard output, and a standard error to be read."""
+    before: list[io.TextIOWrapper] = []
+
+    def replace(descriptor: int, encoding: str) -> io.TextIOWrapper:
+        before.append(open(descriptor, "w", encoding=encoding))  # noqa: SIM115
+        monkeypatch.setattr(sys, "stdout", before[0])
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        keep_output()
+        before.append(sys.stdout)  # type: ignore[arg-type]
+        return before[1]
+
+    yield replace
+    for file in reversed(before):
+        file.close()
+
+
+def test_a_reader_that_goes_away_ends_the_output_and_nothing_else(stdout: Stdout) -> None:
+    reading, writing = os.pipe()
+    out = stdout(writing, "utf-8")
+    print("first", flush=True)
+    assert os.read(reading, 99) == b"first\n"
+    os.close(reading)
+    print("second", flush=True)
+    print("third", flush=True)
+    assert sys.stderr.getvalue() == "Standard output ends here (Broken pipe); the run goes on.\n"
+    assert os.write(out.fileno(), b"by C code") == 9
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is full")
+def test_a_full_disk_ends_the_output_and_nothing_else(stdout: Stdout) -> None:
+    stdout(os.open("/dev/full", os.O_WRONLY), "utf-8")
+    for _ in range(3):
+        print("x" * 10_000, flush=True)
+    assert sys.stderr.getvalue().count("No space left on device") == 1
+
+
+@pytest.mark.parametrize("encoding", ["gbk", "latin-1", "ascii"])
+def test_letters_that_an_encoding_lacks_are_written_by_their_numbers(
+    stdout: Stdout, encoding: str
+) -> None:
+    reading, writing = os.pipe()
+    stdout(writing, encoding)
+    print("\u2022 e\u0301 \U0001f600", flush=True)
+    assert os.read(reading, 99) == rb"\u2022 e\u0301 \U0001f600" + b"\n"
+
+
+def test_an_output_that_was_closed_before_takes_what_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    keep_output()
+    assert sys.stdout.write("nowhere") == 7
+    sys.stdout.close()
