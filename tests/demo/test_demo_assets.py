@@ -132,6 +132,7 @@ def test_shipped_pairs_and_questions_are_what_make_writes(tmp_path: Path) -> Non
         assert (tmp_path / path.name).read_bytes() == path.read_bytes(), path.name
 
 
+@pytest.mark.slow
 def test_make_writes_the_same_bytes_twice(tmp_path: Path, toy_folder: Path, toy: Recipe) -> None:
     make(tmp_path, toy)
     first, second = (
