@@ -9,7 +9,7 @@ import torch
 from transformers import AutoTokenizer, Qwen3ForCausalLM
 
 from minimind_dpo.data.tokenize.chat import Chat
-from minimind_dpo.demo import ASSETS
+from minimind_dpo.demo import ASSETS, TOKENIZER
 from tools.demo.make import make
 from tools.demo.sft import Recipe, new_model
 
@@ -44,8 +44,10 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def toy_demo(toy_folder: Path) -> Demo:
-    return load_native(toy_folder, TOY)
+def toy_demo() -> Demo:
+    """An untrained model of toy size, with the tokenizer of the demo."""
+    tokenizer = AutoTokenizer.from_pretrained(TOKENIZER)
+    return new_model(TOY, tokenizer).eval(), Chat(tokenizer)
 
 
 @pytest.fixture
