@@ -105,6 +105,7 @@ class Trace(TorchDispatchMode):
         kernels: Launches by operator.
         waits: Reads of device values by the host.
         uploads: Copies from host to device; `what` is `blocking` or `asynchronous`.
+        downloads: Copies from device to host that nobody waits for; those that block are waits.
         attention: Calls by kernel: `varlen`, or what scaled_dot_product_attention would choose.
         widened: Products of half precision that are written in float32.
         refusals: What the kernel's C++ code would refuse.
@@ -120,6 +121,7 @@ class Trace(TorchDispatchMode):
         self.kernels: Counter[str] = Counter()
         self.waits: list[Place] = []
         self.uploads: list[Place] = []
+        self.downloads = 0
         self.attention: Counter[str] = Counter()
         self.widened = 0
         self.refusals: list[str] = []
@@ -133,6 +135,9 @@ class Trace(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = str(func.overloadpacket)
+        if name == "aten.to":  # in inference mode it arrives whole: what it is made of is seen
+            with self:
+                return func.decompose(*args, **kwargs)
         inputs = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
         reads_device = any(x.device.type == "cuda" for x in inputs)
         made_up = self._value_for_host(name, inputs, reads_device)
@@ -174,7 +179,9 @@ class Trace(TorchDispatchMode):
     def _copy(self, name: str, inputs: list[Any], outputs: list[Any], kwargs: Any) -> None:
         source = inputs[-1] if name == "aten.copy_" else inputs[0]
         route = (source.device.type, outputs[0].device.type)
-        if route == ("cuda", "cpu"):
+        if route == ("cuda", "cpu") and kwargs.get("non_blocking"):
+            self.downloads += 1
+        elif route == ("cuda", "cpu"):
             self.wait(f"{name} to the host")
         elif route == ("cpu", "cuda") and source.numel() > 0:
             kind = "asynchronous" if kwargs.get("non_blocking") else "blocking"
@@ -296,6 +303,17 @@ def _replacements(trace: Trace) -> dict[tuple[Any, str], Any]:
         "set_rng_state": lambda new_state, device="cuda": None,
         "synchronize": lambda device=None: trace.wait("synchronize"),
     }
+
+    class Event:
+        """Of a stream; the host waits where it synchronizes with one."""
+
+        def __init__(self, **options: Any) -> None: ...
+
+        def record(self) -> None: ...
+
+        def synchronize(self) -> None:
+            trace.wait("event")
+
     plain_tolist = torch.Tensor.tolist
 
     def tolist(self: torch.Tensor) -> Any:
@@ -312,6 +330,9 @@ def _replacements(trace: Trace) -> dict[tuple[Any, str], Any]:
         **{(torch.cuda, name): function for name, function in cuda.items()},
         (amp, "amp_definitely_not_available"): lambda: False,
         (torch.Tensor, "tolist"): tolist,
+        (torch.cuda, "Event"): Event,
+        # Page-locked memory is the device's business too.
+        (torch.Tensor, "pin_memory"): lambda self: self,
         (torch.backends.cuda, "is_flash_attention_available"): lambda: True,
         (F, "scaled_dot_product_attention"): traced_sdpa(F.scaled_dot_product_attention, trace),
         # Fake parameters cannot be swapped while in use: models are made on the device and stay.

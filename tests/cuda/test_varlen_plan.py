@@ -131,3 +131,21 @@ def test_what_keeps_tensors_from_the_kernel_is_named(
     assert obstacle is not None
     assert why in obstacle
     assert cuda_varlen._obstacle(torch.float16, 64, 64, False, False, (8, 0, True)) is None
+
+
+def test_the_way_that_was_chosen_and_why_is_one_line_of_the_log(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="minimind_dpo")
+    cuda_varlen._tell_once.cache_clear()
+    query = torch.zeros(1, 4, 3, 64, dtype=torch.float16)
+    for capability in ((9, 0), (7, 5)):
+        monkeypatch.setattr(cuda_varlen, "_card", lambda card=capability: (*card, True))
+        for _ in range(3):  # layers
+            taken = cuda_varlen.takes_varlen(query, query, None, 0.0)
+        assert taken == (capability == (9, 0))
+    assert [record.getMessage() for record in caplog.records] == [
+        "Attention: one variable-length kernel a layer",
+        "Attention: one call a sequence, since the card's compute capability 7.5 is below 8.0",
+    ]
+    cuda_varlen._tell_once.cache_clear()

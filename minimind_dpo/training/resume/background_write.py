@@ -86,8 +86,9 @@ def set_aside(state: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]
 
     def copied(value: Any) -> Any:
         if isinstance(value, Tensor):
-            place = (value.device, value.data_ptr(), value.dtype, value.shape, value.stride())
-            if place not in copies or not value.numel():
+            storage, start = value.untyped_storage()._cdata, value.storage_offset()
+            place = (storage, start, value.dtype, value.shape, value.stride())
+            if place not in copies:
                 tensor = value.detach()
                 copies[place] = (
                     tensor.to("cpu", non_blocking=True) if tensor.is_cuda else tensor.clone()
