@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from minimind_dpo import launch
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.data.options import data_problems
 from minimind_dpo.evaluation.options import evaluate_problems, judge_problems
 from minimind_dpo.models.options import model_problems, path_problems
 from minimind_dpo.options.limits import limit_problems, value_at
-from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.options.problem import ConfigError, Problem, shown
 from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.options import (
     end_problems,
@@ -240,8 +241,12 @@ def _device_problems(
     if kind == "cpu" and not isinstance(devices, int) and trainer.devices != "auto":
         why = "is not for a CPU, whose processes have no index"
         yield Problem("trainer.devices", why, "Give their number.", trainer.devices)
-    if world_size is not None and devices is not None:
-        per_node = len(devices) if isinstance(devices, list) else devices
-        if per_node * trainer.num_nodes != world_size:
-            why = f"on {trainer.num_nodes} node(s), but the launcher started {world_size} processes"
-            yield Problem("trainer.devices", why, "Make them equal.", trainer.devices)
+    per_node = len(devices) if isinstance(devices, list) else devices
+    if per_node is None:
+        return
+    if launch.local_rank() >= per_node:
+        why = f"in the environment is of no process of trainer.devices={shown(trainer.devices)}"
+        yield Problem("LOCAL_RANK", why, "Unset it.", launch.local_rank())
+    if world_size is not None and per_node * trainer.num_nodes != world_size:
+        why = f"on {trainer.num_nodes} node(s), but the launcher started {world_size} processes"
+        yield Problem("trainer.devices", why, "Make them equal.", trainer.devices)

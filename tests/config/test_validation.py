@@ -178,6 +178,16 @@ def test_devices_are_held_against_the_machine_and_the_launcher(
     assert "the launcher started 2 processes" in found["trainer.devices"]
 
 
+def test_a_rank_that_no_device_has_is_refused(
+    files: list[str], problems: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    found = problems(composed([*files, "trainer.devices=1"]))
+    why = "LOCAL_RANK=1: in the environment is of no process of trainer.devices=1. Unset it."
+    assert found == {"LOCAL_RANK": why}
+    assert problems(composed([*files, "trainer.devices=2"])) == {}
+
+
 def test_more_processes_than_cores_are_refused_on_a_cpu(files: list[str]) -> None:
     machine = Machine(cuda=0, mps=False, cores=4)
     validate(composed([*files, "trainer.devices=4"]), machine=machine)
