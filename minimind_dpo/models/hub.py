@@ -116,6 +116,8 @@ def read_settings(source: Path | str, key: str = "model.path") -> dict[str, Any]
             settings, _ = PreTrainedConfig.get_config_dict(source)
     except Exception as error:  # a missing name, the network, JSON
         raise CheckpointError(f"{_named(source, key)}: {_why(error)}") from error
+    if not isinstance(settings, dict):  # JSON of another kind
+        raise CheckpointError(f"{_named(source, key)}: config.json holds no settings")
     text: Any = settings.get("text_config")
     for part in (settings, text if isinstance(text, Mapping) else {}):
         _check_layers(part, f"{_named(source, key)}: config.json has ")

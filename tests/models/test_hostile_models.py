@@ -89,6 +89,12 @@ def change(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**content, **fields}))
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '"x"', "5", "null"])
+def test_a_configuration_that_holds_no_settings_is_refused(folder: Path, content: str) -> None:
+    (folder / "config.json").write_text(content)
+    assert str(folder) in refused(folder)
+
+
 @pytest.mark.parametrize("name", ["num_hidden_layers", "n_layer"])
 def test_absurd_numbers_of_layers_are_refused(folder: Path, name: str) -> None:
     change(folder / "config.json", **{name: 10**9})
