@@ -25,7 +25,6 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation.answers import Answer
 from minimind_dpo.evaluation.scoring import frozen
 from minimind_dpo.models.attention.planned import plain_attention
-from minimind_dpo.models.hub import quiet
 
 
 def sample_answers(
@@ -145,18 +144,13 @@ def sample_completions(
     settings = GenerationConfig(
         max_new_tokens=max_new_tokens,
         do_sample=temperature > 0,
+        **_drawing(temperature, top_p),
         # NOTE: what is left unset here would be taken from the model's own generation settings.
-        temperature=temperature or 1.0,
-        top_p=top_p,
-        top_k=0,
         repetition_penalty=1.0,
         eos_token_id=list(end_ids) or None,
         pad_token_id=0,
         use_cache=True,
     )
-    if temperature == 0:
-        # transformers warns of sampling settings that greedy search does not read.
-        settings.temperature = settings.top_p = settings.top_k = None
     completions: list[list[int]] = []
     with _undisturbed(model):
         for start in range(0, len(prompts), batch_size):
@@ -166,6 +160,13 @@ def sample_completions(
             completions += _one_batch(model, batch, settings, streamer)
             advance(len(completions) - start)
     return completions
+
+
+def _drawing(temperature: float, top_p: float) -> dict[str, Any]:
+    """Settings of sampling; none for greedy search, or transformers warns of what it ignores."""
+    if temperature == 0:
+        return dict.fromkeys(("temperature", "top_p", "top_k"))
+    return {"temperature": temperature, "top_p": top_p, "top_k": 0}
 
 
 def room(model: PreTrainedModel, max_new_tokens: int) -> tuple[int, int]:
@@ -253,6 +254,5 @@ def _undisturbed(model: PreTrainedModel) -> Iterator[None]:
         torch.random.fork_rng(devices, device_type=kind),
         frozen(model),
         plain_attention(model),
-        quiet(),  # of greedy search transformers warns that settings of sampling are not read
     ):
         yield
