@@ -1,4 +1,7 @@
-"""Values of the trainer's keys that have a form of their own: times, amounts, devices."""
+"""Values of training's keys that have a form of their own: times, amounts, devices.
+
+Limits are named functions: annotations are evaluated as text, where a lambda sees no module.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any, Final
 
-from minimind_dpo.options.limits import is_number
+from minimind_dpo.options.limits import SHARE, is_number
 
 _TIME: Final = re.compile(r"\d+:\d\d:\d\d:\d\d")
 _TIME_UNITS: Final = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds")
@@ -72,3 +75,35 @@ def are_devices(value: Any) -> bool:
     except (ValueError, TypeError, IndexError):
         return False
     return True
+
+
+def are_betas(value: Any) -> bool:
+    """Two decay rates of running averages."""
+    return len(value) == 2 and all(beta in SHARE for beta in value)
+
+
+def is_warn_or_switch(value: Any) -> bool:
+    """`warn`, or on or off."""
+    return value == "warn" or isinstance(value, bool)
+
+
+def is_dev_run(value: Any) -> bool:
+    """On or off, or a number of batches."""
+    return isinstance(value, bool | int) and value >= 0
+
+
+def is_interval(value: Any) -> bool:
+    """A time, or an amount above 0."""
+    return is_time(value) or (is_amount(value) and value > 0)
+
+
+def is_sampling_time(value: Any) -> bool:
+    """`val`, or a number of optimizer steps."""
+    return value == "val" or (type(value) is int and value >= 1)
+
+
+def are_targets(value: Any) -> bool:
+    """Mappings that each name what is made."""
+    return isinstance(value, list) and all(
+        isinstance(entry, dict) and isinstance(entry.get("_target_"), str) for entry in value
+    )

@@ -17,7 +17,17 @@ from minimind_dpo.options.limits import (
     Range,
 )
 from minimind_dpo.options.problem import Problem, package_problems
-from minimind_dpo.training.option_values import are_devices, is_amount, is_time
+from minimind_dpo.training.option_values import (
+    are_betas,
+    are_devices,
+    are_targets,
+    is_amount,
+    is_dev_run,
+    is_interval,
+    is_sampling_time,
+    is_time,
+    is_warn_or_switch,
+)
 
 _HALF_WEIGHTS: Final = {
     name: (
@@ -46,35 +56,8 @@ STRATEGIES: Final = (
 )
 
 
-# Limits are named functions: annotations are evaluated as text, where a lambda sees no module.
-def _are_betas(value: Any) -> bool:
-    return len(value) == 2 and all(beta in SHARE for beta in value)
-
-
-def _is_warn_or_switch(value: Any) -> bool:
-    return value == "warn" or isinstance(value, bool)
-
-
-def _is_dev_run(value: Any) -> bool:
-    return isinstance(value, bool | int) and value >= 0
-
-
-def _is_interval(value: Any) -> bool:
-    return is_time(value) or (is_amount(value) and value > 0)
-
-
-def _is_sampling_time(value: Any) -> bool:
-    return value == "val" or (type(value) is int and value >= 1)
-
-
-def _are_targets(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(entry, dict) and isinstance(entry.get("_target_"), str) for entry in value
-    )
-
-
 _EXTRA: Final = Form(
-    _are_targets,
+    are_targets,
     "a list of mappings, each with _target_",
     "For example [{_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss}].",
 )
@@ -88,7 +71,7 @@ class OptimizerOptions:
     lr: Annotated[float, POSITIVE] = 5e-7
     betas: Annotated[
         list[float],
-        Form(_are_betas, "two numbers, at least 0 and below 1"),
+        Form(are_betas, "two numbers, at least 0 and below 1"),
     ] = field(default_factory=lambda: [0.9, 0.999])
     eps: Annotated[float, POSITIVE] = 1e-8
     weight_decay: Annotated[float, NOT_NEGATIVE] = 0.0
@@ -136,7 +119,7 @@ class TrainerOptions:
     ] = "32-true"
     fast_dev_run: Annotated[
         Any,
-        Form(_is_dev_run, "true, false or a number of batches"),
+        Form(is_dev_run, "true, false or a number of batches"),
     ] = False
     max_epochs: Annotated[int | None, Range(-1)] = 1
     min_epochs: Annotated[int | None, NOT_NEGATIVE] = None
@@ -150,7 +133,7 @@ class TrainerOptions:
     val_check_interval: Annotated[
         Any,
         Form(
-            _is_interval,
+            is_interval,
             "optimizer steps (1 or more), a share of an epoch (up to 1.0) or DD:HH:MM:SS",
         ),
     ] = 0.25
@@ -163,7 +146,7 @@ class TrainerOptions:
     gradient_clip_algorithm: Annotated[str, Choices("norm", "value")] = "norm"
     deterministic: Annotated[
         Any,
-        Form(_is_warn_or_switch, "true, false, warn or null"),
+        Form(is_warn_or_switch, "true, false, warn or null"),
     ] = None
     benchmark: bool | None = None
     inference_mode: bool = True
@@ -204,7 +187,7 @@ class SamplesOptions:
     prompts: list[str] | None = None
     max_new_tokens: Annotated[int, COUNT] = 128
     temperature: Annotated[float, NOT_NEGATIVE] = 0.7
-    every: Annotated[Any, Form(_is_sampling_time, "val, a number of optimizer steps, or null")] = (
+    every: Annotated[Any, Form(is_sampling_time, "val, a number of optimizer steps, or null")] = (
         None
     )
 
