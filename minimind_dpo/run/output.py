@@ -20,7 +20,7 @@ def keep_output() -> None:
         stream = getattr(sys, name)
         if stream is None:  # closed before the program began
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        elif isinstance(stream, io.TextIOWrapper):
+        elif isinstance(stream, io.TextIOWrapper) and not isinstance(stream.buffer, io.BytesIO):
             setattr(sys, name, _kept(stream))
 
 

@@ -69,3 +69,10 @@ def test_an_output_that_was_closed_before_takes_what_is_written(
     keep_output()
     assert sys.stdout.write("nowhere") == 7
     sys.stdout.close()
+
+
+def test_output_in_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    inside = io.TextIOWrapper(io.BytesIO())
+    monkeypatch.setattr(sys, "stdout", inside)
+    keep_output()
+    assert sys.stdout is inside
