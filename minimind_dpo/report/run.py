@@ -98,13 +98,15 @@ def _charts(run: Path, words: Words) -> list[Chart]:
 
 
 def _cases(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Prompts with both answers: some, evenly spaced, and all others."""
+    """Prompts with both answers: some whose answers differ, evenly spaced, and all others."""
     cases = [_case(row) for row in _lines(path)]
-    places = {round(i * len(cases) / SHOWN) for i in range(SHOWN)} if len(cases) > SHOWN else None
-    if places is None:
-        return cases, []
-    shown = [case for place, case in enumerate(cases) if place in places]
-    return shown, [case for place, case in enumerate(cases) if place not in places]
+    differing = [place for place, case in enumerate(cases) if not case["alike"]]
+    count = min(SHOWN, len(differing))
+    shown = {differing[i * len(differing) // count] for i in range(count)}
+    return (
+        [case for place, case in enumerate(cases) if place in shown],
+        [case for place, case in enumerate(cases) if place not in shown],
+    )
 
 
 def _case(row: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +118,8 @@ def _case(row: dict[str, Any]) -> dict[str, Any]:
         {**row[side], "side": side, "preferred": sign * preference > 0}
         for side, sign in (("reference", -1), ("policy", 1))
     ]
-    return {"turns": turns, "source": row["source"], "sides": sides}
+    alike = row["reference"]["text"] == row["policy"]["text"]
+    return {"turns": turns, "source": row["source"], "sides": sides, "alike": alike}
 
 
 def _samples(path: Path) -> list[tuple[str, str]]:

@@ -53,8 +53,9 @@ _TEXTS: Final[dict[str, tuple[str, str]]] = {
     "step": ("step", "步"),
     "answers": ("Answers before and after", "训练前后的回答"),
     "answers_note": (
-        "{} of {} prompts, evenly spaced; both answers with the same draws",
-        "{} / {} 个提示，等距选取；两个回答用同样的采样",
+        "{} of the {} prompts whose answers differ, evenly spaced; {} were answered alike. Both "
+        "answers are sampled with the same draws",
+        "等距选取 {} 个，出自回答不同的 {} 个提示；另有 {} 个提示的回答相同。两个回答用同样的采样",
     ),
     "more": ("All others", "其余全部"),
     "preferred": ("preferred", "更好"),

@@ -78,13 +78,17 @@ def test_a_run_ends_in_a_page_whose_first_words_are_the_verdict(finished_run: Pa
     assert "64" in texts  # pairs for training
 
 
-def test_every_answer_is_on_the_page_and_evenly_spaced_ones_are_not_folded(run: Path) -> None:
+def test_every_answer_is_on_the_page_and_some_that_differ_are_not_folded(run: Path) -> None:
     cases = [
         {
             "prompt": [{"role": "user", "content": f"prompt {n}"}],
             "source": f"a:{n}",
             "reference": {"text": f"before {n}", "tokens": 2, "ended": True},
-            "policy": {"text": f"after {n}", "tokens": 2, "ended": n != 4},
+            "policy": {
+                "text": f"{'before' if n % 2 else 'after'} {n}",
+                "tokens": 2,
+                "ended": n != 4,
+            },
             "preferences": {"pairs": (1.0, -1.0, 0.0, None)[n % 4]},
         }
         for n in range(48)
@@ -95,11 +99,11 @@ def test_every_answer_is_on_the_page_and_evenly_spaced_ones_are_not_folded(run: 
     open_part, folded = text.split("<summary>All others (36)")
     assert [int(n) for n in re.findall(r"prompt (\d+)<", open_part)] == list(range(0, 48, 4))
     assert len(re.findall(r"prompt \d+<", folded)) == 48 - SHOWN
-    assert f"{SHOWN} of 48 prompts" in open_part
+    assert f"{SHOWN} of the 24 prompts whose answers differ, evenly spaced; 24 were" in open_part
     assert re.search(r"policy ✓ preferred … cut</span>after 4<", text)
     assert re.search(r"reference ✓ preferred</span>before 1<", text)
     assert re.search(r">reference</span>before 2<", text)
-    assert re.search(r">policy</span>after 3<", text)
+    assert re.search(r">policy</span>before 3<", text)
 
 
 def test_text_of_models_and_data_is_text_and_no_markup(run: Path) -> None:
