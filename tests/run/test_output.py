@@ -74,5 +74,6 @@ def test_an_output_that_was_closed_before_takes_what_is_written(
 def test_output_in_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     inside = io.TextIOWrapper(io.BytesIO())
     monkeypatch.setattr(sys, "stdout", inside)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
     keep_output()
     assert sys.stdout is inside
