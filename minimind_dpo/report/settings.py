@@ -45,8 +45,9 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """`loss.beta=0.1`."""
-        return " ".join(f"{key}={value}" for key, value in self.values.items()) or "all runs"
+        """`loss.beta=0.1`; numbers that a search has drawn are rounded."""
+        values = {key: _rounded(value) for key, value in self.values.items()}
+        return " ".join(f"{key}={value}" for key, value in values.items()) or "all runs"
 
     @property
     def alarms(self) -> list[str]:
@@ -75,6 +76,16 @@ class Setting:
             return None
         over_seeds = 0.0 if number.spread is None else number.spread**2 / len(self.jobs)
         return math.sqrt(statistics.fmean(e * e for e in errors) + over_seeds)
+
+
+def _rounded(value: str) -> str:
+    """A number of more than eight characters to four digits; all else as it is."""
+    if len(value) <= 8:
+        return value
+    try:
+        return f"{float(value):.4g}"
+    except ValueError:
+        return value
 
 
 def compare(jobs: list[Job]) -> list[Setting]:

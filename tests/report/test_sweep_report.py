@@ -15,7 +15,7 @@ from rich.console import Console
 
 from minimind_dpo.report.__main__ import WRONG_INPUT, main
 from minimind_dpo.report.jobs import Job, read_jobs
-from minimind_dpo.report.settings import compare, recommend
+from minimind_dpo.report.settings import Setting, compare, recommend
 from minimind_dpo.report.sweep import SweepReport
 
 
@@ -58,6 +58,11 @@ def test_without_a_win_rate_nothing_is_recommended() -> None:
         None,
         "no run has a win rate, so nothing is recommended",
     )
+
+
+def test_a_number_that_a_search_has_drawn_is_rounded_in_its_name() -> None:
+    values = {"loss.beta": "0.020008950740630464", "name": "a_name_of_its_own"}
+    assert Setting(values, [], []).name == "loss.beta=0.02001 name=a_name_of_its_own"
 
 
 def test_seeds_are_averaged_and_their_spread_joins_the_error() -> None:
