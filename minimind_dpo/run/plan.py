@@ -135,6 +135,8 @@ def _facts(
     every = "every step" if plan.log_every == 1 else f"every {plan.log_every} steps"
     root = trainer.strategy.root_device
     device = torch.cuda.get_device_name(root) if root.type == "cuda" else root.type
+    full = root.type == "cuda" and trainer.precision == "32-true"
+    cost = " (full precision: no flash attention, several times the time of 16-mixed)" * full
     checkpoint = config.callbacks.checkpoint
     best = max(0, checkpoint.save_top_k) if plan.val_pairs else 0
     kept = (KEPT if checkpoint.save_last else 0) + best
@@ -148,7 +150,7 @@ def _facts(
         ("steps", f"{_steps(plan)}; a point of the curves {every}"),
         ("loss", f"{' + '.join(config.loss.type)}, beta {config.loss.beta:g}"),
         ("learning rate", _rate(plan, config)),
-        ("device", f"{f'{ranks} x ' if ranks > 1 else ''}{device}, {trainer.precision}"),
+        ("device", f"{f'{ranks} x ' if ranks > 1 else ''}{device}, {trainer.precision}{cost}"),
         ("trained", f"{trained:,} of {total:,} parameters{adapters}"),
         ("a state", f"{state_bytes(policy) / 1e6:,.1f} MB on disk, up to {kept} at a time"),
     ]

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from composed import composed
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from rich.console import Console
 from torch import Tensor, nn
 from training_support import quiet_trainer
@@ -193,3 +194,15 @@ def test_adapters_at_a_rate_for_all_weights_are_warned_of(tmp_path: Path) -> Non
     assert "40 of 140 parameters (adapters of rank 8)" in text
     assert "optim.lr=5e-07 is a rate for all weights" in text
     assert state_bytes(policy) == 4 * (140 + 2 * 40)
+
+
+def test_full_precision_on_a_gpu_says_what_it_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configured(tmp_path)
+    data = prepared(config)
+    assert "cpu, 32-true (" not in said(config, data, nn.Linear(2, 2))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H100")
+    monkeypatch.setattr(SingleDeviceStrategy, "root_device", torch.device("cuda"))
+    text = said(config, data, nn.Linear(2, 2))
+    assert "H100, 32-true (full precision: no flash attention, several times" in text
