@@ -136,7 +136,7 @@ def run_problems(config: Config) -> Iterator[Problem]:
     for key in ("output_dir", "run_dir", "data.cache_dir"):
         value = value_at(config, key)
         if value is not None:
-            yield from _folder_problems(key, value)
+            yield from folder_problems(key, value)
     if config.resume not in (None, "auto") and not os.path.exists(config.resume):
         fix = "Name a checkpoint or run folder; or resume=auto with run_dir=FOLDER."
         yield Problem("resume", "does not exist", fix, config.resume)
@@ -146,7 +146,7 @@ def run_problems(config: Config) -> Iterator[Problem]:
         yield Problem("export.which", why, "Give data.val or use last.", "best")
 
 
-def _folder_problems(key: str, value: str) -> Iterator[Problem]:
+def folder_problems(key: str, value: str) -> Iterator[Problem]:
     """A folder that is to be made has to be possible: below a folder that can be written to."""
     if not value.strip():
         yield Problem(key, "is empty", value=value)

@@ -10,6 +10,7 @@ from typing import Final
 
 from hydra.core.override_parser.types import IntervalSweep, Override, ValueType
 
+from minimind_dpo.config.check import folder_problems
 from minimind_dpo.config.command_line import CommandLine, parsed, quoted
 from minimind_dpo.config.compose import compose, compose_hydra
 from minimind_dpo.config.schema import Config
@@ -73,7 +74,7 @@ def check_jobs(
         ConfigError: With what is wrong.
     """
     first = [values[0] for values in grid.axes]
-    problems: dict[str, Problem] = {}
+    problems = {str(each): each for each in folder_problems("run_dir", str(grid.folder))}
     for place, values in enumerate(grid.axes):
         for value in values[place > 0 :]:  # the first job once
             try:

@@ -28,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from minimind_dpo import launch
 from minimind_dpo.exit_codes import FAILED, INTERRUPTED, TERMINATED, WRONG_INPUT
-from minimind_dpo.training.lightning_seams import started_ranks
+from minimind_dpo.training.lightning_seams import take_started_ranks
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +101,12 @@ class RankGuard:
 
     def watch_children(self, trainer: L.Trainer) -> None:
         """Look after the ranks that Lightning's launcher will start, in its place."""
-        started = started_ranks(trainer)
-        if started is None:
+        if trainer.strategy.launcher is None:
             return
 
         def look() -> None:
             while not self._ending.is_set():
-                if started:
-                    self._children += started
-                    started.clear()
+                self._children += take_started_ranks(trainer)
                 if any(child.poll() for child in self._children):
                     self._give_up()
                     return

@@ -96,13 +96,17 @@ def keep_signals_from(trainer: L.Trainer) -> None:
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
 
-def started_ranks(trainer: L.Trainer) -> list[Any] | None:
-    """Further ranks that Lightning's launcher has started, as its own list; None if it does not.
+def take_started_ranks(trainer: L.Trainer) -> list[Any]:
+    """The processes of further ranks that Lightning's launcher has started since the last call.
 
-    NOTE: Lightning's observer watches this very list, and kills this process five seconds after a
-    child has ended, whatever it is doing. Who empties the list looks after them in its place.
+    Its own observer watches this very list, and kills this process five seconds after a child has
+    ended, whatever it is doing. The launcher makes the list anew when it starts the ranks.
     """
-    return getattr(trainer.strategy.launcher, "procs", None)
+    launcher: Any = trainer.strategy.launcher
+    started: list[Any] = getattr(launcher, "procs", [])
+    ranks = list(started)
+    started.clear()
+    return ranks
 
 
 def rank_timeout(trainer: L.Trainer) -> timedelta:

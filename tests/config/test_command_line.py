@@ -179,6 +179,12 @@ def test_every_value_of_a_sweep_is_composed_before_its_first_job() -> None:
     assert [len(values) for values in grid("seed=range(0,500)").axes] == [16]
 
 
+def test_a_sweep_whose_folder_cannot_be_made_is_refused_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "dpo.jsonl").touch()
+    with pytest.raises(ConfigError, match=r"run_dir=.*cannot be made, since .*dpo\.jsonl is not"):
+        check_jobs(grid("loss.beta=0.1,0.2", f"run_dir='{tmp_path / 'dpo.jsonl'}'"))
+
+
 def test_a_sweep_is_refused_where_its_first_job_cannot_run() -> None:
     tried: list[float] = []
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import inspect
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import lightning as L
 from lightning.pytorch import loops, strategies, trainer
 
 import minimind_dpo
+from minimind_dpo.training.lightning_seams import take_started_ranks
 
 PACKAGE = Path(minimind_dpo.__file__).parent
 SEAMS = PACKAGE / "training" / "lightning_seams.py"
@@ -53,3 +56,15 @@ def test_no_other_file_touches_a_private_member_of_lightning() -> None:
         if path != SEAMS and (names := members(path) & theirs)
     }
     assert found == {}
+
+
+def test_ranks_that_are_started_after_the_watch_has_begun_are_watched() -> None:
+    """Lightning's launcher makes its list anew when it starts them."""
+    launcher = SimpleNamespace(procs=[])
+    trainer: Any = SimpleNamespace(strategy=SimpleNamespace(launcher=launcher))
+    assert take_started_ranks(trainer) == []
+    launcher.procs = ["rank 1", "rank 2"]
+    assert take_started_ranks(trainer) == ["rank 1", "rank 2"]
+    assert take_started_ranks(trainer) == launcher.procs == []
+    del launcher.procs  # another launcher starts none
+    assert take_started_ranks(trainer) == []
