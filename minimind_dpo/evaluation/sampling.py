@@ -1,8 +1,9 @@
 """Sampled answers, without disturbing the training they are taken from.
 
 Prompts of a batch are padded on the left, so that every answer starts at the same column, and the
-mask hides the padding. Afterwards the random number generators, the train or evaluation mode of
-every module and the attention function are what they were before.
+mask hides the padding. What they all begin with, a system prompt, runs once. Afterwards the random
+number generators, the train or evaluation mode of every module and the attention function are what
+they were before.
 
 A token is drawn as the argmax of p / e, e exponential, one e for each row, step and word. So with
 one seed and the same batches, two models that are alike draw the same answers, and two that are
@@ -14,17 +15,22 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from inspect import signature
+from typing import Any, Final
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from torch import Tensor
+from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation.answers import Answer
 from minimind_dpo.evaluation.scoring import frozen
 from minimind_dpo.models.attention.planned import plain_attention
+
+FEWEST_SHARED: Final = 32
+"""Tokens from which a prefix that all prompts of a batch share runs once for all of them."""
 
 
 def sample_answers(
@@ -221,19 +227,49 @@ def _one_batch(
     settings: GenerationConfig,
     streamer: BaseStreamer | None,
 ) -> list[list[int]]:
+    shared = shared_tokens(model, prompts)
     width = max(len(prompt) for prompt in prompts)
     ids = torch.zeros(len(prompts), width, dtype=torch.long)
     mask = torch.zeros_like(ids)
+    mask[:, :shared] = 1
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.tensor(prompt)
-        mask[row, width - len(prompt) :] = 1
+        ids[row, :shared] = torch.tensor(prompt[:shared])
+        ids[row, width - len(prompt) + shared :] = torch.tensor(prompt[shared:])
+        mask[row, width - len(prompt) + shared :] = 1
+    ids, mask = ids.to(model.device), mask.to(model.device)
     output = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=_run_once(model, ids[:1, :shared], len(prompts)) if shared else None,
         generation_config=settings,
         streamer=streamer,
     )
     return [_until_end(row, settings) for row in output[:, width:].tolist()]
+
+
+def shared_tokens(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> int:
+    """First tokens that all prompts of a batch have alike, and that run once for all of them.
+
+    The padding then stands behind them, so nothing is shared where a model counts columns, padding
+    among them: in a sliding window, or for positions that it is not given. Nor are few tokens.
+    """
+    kinds = getattr(model.config, "layer_types", None) or []
+    windows = getattr(model.config, "sliding_window", None) and not kinds
+    counts = windows or any(kind != "full_attention" for kind in kinds)
+    if len(prompts) < 2 or counts or "position_ids" not in signature(model.forward).parameters:
+        return 0
+    columns = enumerate(zip(*(prompt[:-1] for prompt in prompts), strict=False))
+    shortest = min(map(len, prompts)) - 1
+    shared = next((place for place, column in columns if len(set(column)) > 1), shortest)
+    return shared if shared >= FEWEST_SHARED else 0
+
+
+def _run_once(model: PreTrainedModel, prefix: Tensor, count: int) -> DynamicCache:
+    """Keys and values of a prefix (1, S), for `count` prompts that begin with it."""
+    cache = DynamicCache(config=model.config)
+    model(input_ids=prefix, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    cache.batch_repeat_interleave(count)
+    return cache
 
 
 def _until_end(row: list[int], settings: GenerationConfig) -> list[int]:

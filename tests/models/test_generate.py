@@ -10,7 +10,8 @@ import torch
 from golden_support import Golden
 
 from minimind_dpo.data.tokenize.chat import Chat
-from minimind_dpo.evaluation.sampling import sample_answers, sample_completions
+from minimind_dpo.evaluation import sampling
+from minimind_dpo.evaluation.sampling import sample_answers, sample_completions, shared_tokens
 from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import PLANNED, use_planned_attention
 from minimind_dpo.models.load import LoadedModel
@@ -49,6 +50,48 @@ def test_greedy_answers_of_a_ragged_batch_are_those_of_each_prompt_alone(
     prompts = [g.input_ids[0, :3].tolist(), g.input_ids[1, :9].tolist(), [5]]
     got = sample_completions(model, prompts, end_ids=[], max_new_tokens=6, temperature=0)
     assert got == [greedy(model, prompt, 6, set()) for prompt in prompts]
+
+
+@pytest.mark.parametrize("name", ["v_learn", "v1", "v2_moe", "v3", "v3_moe_top2"])
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_what_all_prompts_begin_with_runs_once_and_changes_no_answer(
+    name: str,
+    temperature: float,
+    golden: Callable[[str], Golden],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nine tokens are shared; the rest of three prompts has 1, 4 and 2."""
+    g = golden(name)
+    model = load_model(g.path, config=g.config, tokenizer=False).model
+    first = g.input_ids[0, :9].tolist()
+    prompts = [[*first, *rest] for rest in ([5], [6, 7, 8, 9], [7, 5])]
+    plain = sample_completions(
+        model, prompts, end_ids=[], max_new_tokens=6, temperature=temperature
+    )
+    monkeypatch.setattr(sampling, "FEWEST_SHARED", 9)
+    inputs = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, given: inputs.append(tuple(given["input_ids"].shape)), with_kwargs=True
+    )
+    shared = sample_completions(
+        model, prompts, end_ids=[], max_new_tokens=6, temperature=temperature
+    )
+    hook.remove()
+    assert shared == plain
+    assert inputs == [(1, 9), (3, 4), *[(3, 1)] * 5]
+
+
+def test_nothing_is_shared_where_a_layer_counts_columns(loaded: LoadedModel) -> None:
+    prompts = [[*range(3, 39), 4], [*range(3, 39), 5]]
+    assert shared_tokens(loaded.model, prompts) == 36
+    assert shared_tokens(loaded.model, prompts[:1]) == 0
+    assert shared_tokens(loaded.model, [prompt[-20:] for prompt in prompts]) == 0
+    loaded.model.config.sliding_window = 8
+    assert shared_tokens(loaded.model, prompts) == 0
+    loaded.model.config.layer_types = ["full_attention", "full_attention"]
+    assert shared_tokens(loaded.model, prompts) == 36
+    loaded.model.config.layer_types = ["full_attention", "sliding_attention"]
+    assert shared_tokens(loaded.model, prompts) == 0
 
 
 def test_a_completion_stops_at_its_end_token(loaded: LoadedModel) -> None:
