@@ -49,6 +49,7 @@ def run_page(run: Path, words: Words) -> str:
     """
     summary = _object(run / "summary.json")
     verdict = _object(run / "verdict.json")
+    verdict = verdict if "decision" in verdict else {}
     shown, others = _cases(run / "answers.jsonl")
     environment = Environment(
         loader=PackageLoader("minimind_dpo", "report"),

@@ -106,6 +106,12 @@ def test_every_answer_is_on_the_page_and_some_that_differ_are_not_folded(run: Pa
     assert re.search(r">policy</span>before 3<", text)
 
 
+@pytest.mark.parametrize("junk", ["", "{", "[1]", '{"steps": 6}'])
+def test_a_verdict_that_is_none_is_no_verdict(run: Path, junk: str) -> None:
+    (run / "verdict.json").write_text(junk)
+    assert EN["no_verdict"] in run_page(run, EN)
+
+
 def test_text_of_models_and_data_is_text_and_no_markup(run: Path) -> None:
     bad = "<script>alert(1)</script>{{ 7 * 6 }}"
     answer = {"text": bad, "tokens": 2, "ended": True}

@@ -30,7 +30,7 @@ ENVIRONMENTS: list[dict[str, str]] = [
     *({"COLUMNS": "1"}, {"COLUMNS": "abc"}, {"CUDA_VISIBLE_DEVICES": "x"}, {"NO_COLOR": "1"}),
 ]
 NAMES = ["a b", "中文", " lead", "trail ", "-dash", "dot.", "a'b", 'a"b', "a$b", "a`b", "a;b", "#h"]
-NAMES += ["{b}", "[b]", "(b)", "a=b", "a,b", "~t", "a\tb", "é" * 60, "😀", "%s", "${x}", "\\$"]
+NAMES += ["{b}", "[b]", "(b)", "a=b", "a,b", "~t", "a\tb", "é" * 60, "😀", "%s", "\\$"]
 JUNK = [b"", b"{", b"\0" * 500, b"[1]", b'{"steps": 6}', b"\xff\xfe", b"# My notes\n", b"a,b\n1\n"]
 FILES = ("summary.json", "samples.md", "csv/metrics.csv", "config.yaml", ".lock", "verdict.json")
 FOLDERS = ("csv", "tensorboard", "export", "checkpoints/superseded")
@@ -67,6 +67,9 @@ def test_every_name_of_a_folder_or_file_can_be_given(cli: Any) -> None:
                 faults[f"{key}={value}"] = text[-400:]
     print(f"{5 * len(NAMES)} names, {len(faults)} broken")
     assert faults == {}
+    code, text = cli.run("data.train='t${x}.jsonl'", *ONE)  # of another key, to configurations
+    assert code == 2
+    assert "data.train: cannot be resolved (Interpolation key 'x' not found)" in text
 
 
 def spoil(path: Path, content: bytes | None) -> None:
