@@ -32,6 +32,7 @@ from minimind_dpo.training.resume.checkpoint_io import (
     step_files,
     verify,
 )
+from minimind_dpo.training.resume.content import misshapen_moment
 
 
 def state(value: float = 1.0) -> dict[str, Any]:
@@ -231,3 +232,16 @@ def test_states_after_the_one_resumed_are_set_aside_not_lost(tmp_path: Path) -> 
     assert [path.name for path in step_files(tmp_path)] == ["step-00000003.ckpt"]
     aside = sorted(os.listdir(tmp_path / "superseded"))
     assert aside == ["step-00000020.ckpt", "step-00000100.ckpt"]
+
+
+@pytest.mark.parametrize("entry", [torch.zeros(0), torch.zeros(3, 2), 1e9])
+def test_a_moment_that_does_not_fit_its_weight_is_found(entry: object) -> None:
+    """A fused kernel would read past the end of a smaller one."""
+    weights = [torch.nn.Parameter(torch.ones(2, 3)), torch.nn.Parameter(torch.ones(4))]
+    optimizer = torch.optim.AdamW(weights, lr=0.1)
+    assert misshapen_moment(optimizer) == ""  # before the first step there are none
+    sum(weight.sum() for weight in weights).backward()
+    optimizer.step()
+    assert misshapen_moment(optimizer) == ""
+    optimizer.state[weights[0]]["exp_avg_sq"] = entry
+    assert misshapen_moment(optimizer) == "exp_avg_sq of weight 0"

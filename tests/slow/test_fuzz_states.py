@@ -54,7 +54,7 @@ def ends_as(cli: Any, run: str, whole: str) -> bool:
 
 @pytest.mark.parametrize(("sealed", "count"), [(False, 89), (True, 80)])
 def test_no_altered_state_is_resumed_with_other_numbers(cli: Any, sealed: bool, count: int) -> None:
-    """Sealed: with the digest of what is in it, as another version of the program would save."""
+    """Sealed: forged, with the digest of what is in it; it may end in an error of any kind."""
     start, whole = cli.folder / "start", cli.folder / "whole"
     code, text = cli.run(*ARGS, "run_dir=start", "trainer.max_steps=6")
     assert code == 0, text
@@ -82,7 +82,8 @@ def test_no_altered_state_is_resumed_with_other_numbers(cli: Any, sealed: bool, 
         code, text = cli.run(*MORE, f"run_dir={run.name}")
         refused = code == 2 and file.name in text and "Error:" in text
         harmless = code == 0 and (sealed or ends_as(cli, run.name, "whole"))
-        if "Traceback" in text or not (refused or harmless):
+        forged = sealed and code == 1 and "Error:" in text
+        if not forged and ("Traceback" in text or not (refused or harmless)):
             faults.append(f"{what}: ended with {code}: {text[-300:]}")
         shutil.rmtree(run)
     print(f"{count} states, {len(faults)} broken")

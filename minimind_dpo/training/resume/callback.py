@@ -29,10 +29,12 @@ from minimind_dpo.training.resume.best import BestCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
     AtomicCheckpointIO,
+    DamagedCheckpointError,
     set_aside_newer,
     step_file,
     step_files,
 )
+from minimind_dpo.training.resume.content import misshapen_moment
 from minimind_dpo.training.resume.curves import rows_logged
 from minimind_dpo.training.resume.position import (
     EndOfStep,
@@ -129,7 +131,13 @@ class ResumeCheckpoint(Checkpoint):
         self.stop.install()
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Clean up behind a run that died, and listen to signals instead of Lightning."""
+        """Clean up behind a run that died, and listen to signals instead of Lightning.
+
+        Raises:
+            DamagedCheckpointError: The optimizer has been given what does not fit its weights.
+        """
+        if entry := "".join(map(misshapen_moment, trainer.optimizers)):
+            raise DamagedCheckpointError(f"{trainer.ckpt_path} was altered: {entry} does not fit")
         step = trainer.global_step
         self._saved_step = self.stop.step = step
         if trainer.is_global_zero and self.folder.is_dir():
