@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+from traced_support import needs_absent_device, traced
 
-import pytest
-
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the device guard needs g++")
+pytestmark = needs_absent_device
 
 ASKED = [
     {"precision": precision, "accumulate": accumulate}
@@ -21,11 +15,7 @@ ASKED = [
 
 def test_an_optimizer_step_never_waits_for_the_device_unless_it_is_logged() -> None:
     """Reads of device values and copies that block; guard, metrics, clipping, scaler, callbacks."""
-    script = Path(__file__).with_name("traced_fit.py")
-    command = [sys.executable, "-W", "ignore", str(script), json.dumps(ASKED)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    answers = json.loads(ended.stdout.splitlines()[-1])
+    answers = traced("traced_fit.py", ASKED)
     for asked, waits in zip(ASKED, answers, strict=True):
         # Step 0 is what happens before the first one. The trace does see waits: a logged step has.
         assert waits.keys() == {str(step) for step in range(7)}, asked

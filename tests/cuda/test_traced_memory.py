@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+from traced_support import needs_absent_device, traced
 
-import pytest
-
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the device guard needs g++")
+pytestmark = needs_absent_device
 
 
 def test_the_formula_is_above_what_is_kept_and_not_far_above() -> None:
-    script = Path(__file__).with_name("traced_memory.py")
-    command = [sys.executable, "-W", "ignore", str(script)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    ways = json.loads(ended.stdout.splitlines()[-1])
+    ways = traced("traced_memory.py")
     assert len(ways) == 6
     head = 24 * 3200
     for way, (kept, formula) in ways.items():

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
-import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
+from traced_support import needs_absent_device, traced
 
-pytestmark = pytest.mark.skipif(not shutil.which("g++"), reason="the device guard needs g++")
+pytestmark = needs_absent_device
 
 GENERATIONS = ("v1", "v2a", "v2", "v3", "v_learn")
 H100, RTX_2080_TI = (9, 0), (7, 5)
@@ -36,11 +32,7 @@ def _key(asked: dict[str, Any]) -> str:
 def steps() -> dict[str, dict[str, Any]]:
     """What each step did, from one process: the guard has to be loaded before torch is."""
     asked = [*HALF, *OLD, *FULL]
-    script = Path(__file__).with_name("traced_steps.py")
-    command = [sys.executable, "-W", "ignore", str(script), json.dumps(asked)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    answers = json.loads(ended.stdout.splitlines()[-1])
+    answers = traced("traced_steps.py", asked)
     return {_key(one): answer for one, answer in zip(asked, answers, strict=True)}
 
 

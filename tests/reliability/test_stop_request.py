@@ -25,10 +25,13 @@ pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
 
 @pytest.fixture
 def request_() -> Iterator[StopRequest]:
+    # A shell that starts the tests in the background has Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     stop = StopRequest()
     stop.install()
     yield stop
     stop.restore()
+    signal.signal(signal.SIGINT, before)
 
 
 def stop_me(*_: Any, **__: Any) -> None:

@@ -139,6 +139,7 @@ class OneRank:
 
 def test_a_signal_is_a_request_while_training_and_an_end_before_it() -> None:
     trainer: Any = OneRank()
+    before = signal.getsignal(signal.SIGINT)
     request = StopRequest()
     request.install()
     try:
@@ -153,4 +154,4 @@ def test_a_signal_is_a_request_while_training_and_an_end_before_it() -> None:
         assert str(request.ask(trainer)()) == "stopped by SIGINT"
     finally:
         request.restore()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before

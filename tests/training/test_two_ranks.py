@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -34,27 +35,27 @@ from minimind_dpo.training.options import OptimizerOptions
 from minimind_dpo.training.signals import StopRequest
 
 
-def on_two_ranks(program: Callable[[int], Any], folder: Path) -> list[Any]:
+def on_two_ranks(program: Callable[[int], Any], folder: Path, start: str = "fork") -> list[Any]:
     """What `program(rank)` returns on each of two ranks, started as torchrun starts them."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-
-    def run(rank: int) -> None:
-        shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": port}
-        own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "none"}
-        os.environ |= {name: str(value) for name, value in {**shared, **own}.items()}
-        os.environ["MASTER_ADDR"] = "127.0.0.1"
-        torch.save(program(rank), folder / f"{rank}.pt")
-
-    context = multiprocessing.get_context("fork")
-    ranks = [context.Process(target=run, args=(rank,)) for rank in range(2)]
+    context: Any = multiprocessing.get_context(start)
+    ranks = [context.Process(target=run, args=(program, rank, port, folder)) for rank in range(2)]
     for process in ranks:
         process.start()
     for process in ranks:
         process.join(60)
     assert [process.exitcode for process in ranks] == [0, 0]
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def run(program: Callable[[int], Any], rank: int, port: int, folder: Path) -> None:
+    shared = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "GROUP_RANK": 0, "MASTER_PORT": port}
+    own = {"RANK": rank, "LOCAL_RANK": rank, "TORCHELASTIC_RUN_ID": "none"}
+    os.environ |= {name: str(value) for name, value in {**shared, **own}.items()}
+    os.environ["MASTER_ADDR"] = "127.0.0.1"
+    torch.save(program(rank), folder / f"{rank}.pt")
 
 
 def test_a_signal_to_one_rank_stops_all_by_one_question(tmp_path: Path) -> None:
@@ -72,7 +73,7 @@ def test_a_signal_to_one_rank_stops_all_by_one_question(tmp_path: Path) -> None:
     assert on_two_ranks(program, tmp_path) == [[0, signal.SIGUSR1]] * 2
 
 
-def weights_after_training(rank: int, strategy: Any) -> dict[str, Tensor]:
+def weights_after_training(strategy: Any, rank: int) -> dict[str, Tensor]:
     """17 pairs, 2 x 2 x 2 a step: rank 1 is left without a pair in the last step."""
     pairs, collate = made_up_pairs(17), Collator("prefix_shared", max_length=64)
     lengths = np.array([[len(p.prompt_ids), len(p.chosen_ids), len(p.rejected_ids)] for p in pairs])
@@ -99,13 +100,15 @@ def test_the_options_of_ddp_change_no_number(tmp_path: Path) -> None:
     plain, ours = tmp_path / "plain", tmp_path / "ours"
     plain.mkdir()
     ours.mkdir()
-    expected = on_two_ranks(lambda rank: weights_after_training(rank, DDPStrategy()), plain)
+    # A build for CUDA cannot run a backward pass in a fork of a process that has run one.
+    start = "fork" if torch.version.cuda is None else "spawn"
+    expected = on_two_ranks(partial(weights_after_training, DDPStrategy()), plain, start)
     strategy = make_strategy("auto", 2, 60)
     options = strategy._ddp_kwargs  # type: ignore[union-attr]
     assert options["gradient_as_bucket_view"]
     assert not options.get("forward_sync_buffers", options.get("broadcast_buffers"))
     assert not options["static_graph"]
-    actual = on_two_ranks(lambda rank: weights_after_training(rank, strategy), ours)
+    actual = on_two_ranks(partial(weights_after_training, strategy), ours, start)
     for name, weight in tiny_model().named_parameters():
         first, second = (rank[name] for rank in actual)
         assert torch.equal(first, second)
