@@ -20,7 +20,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Final, TypeVar
 
@@ -91,8 +91,48 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds; None where there is none, or it is broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file; empty where it holds none."""
+    content = read_json(path)
+    return content if isinstance(content, dict) else {}
+
+
+def write_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write a JSON value a line, whole or not at all."""
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def read_lines(path: Path) -> list[Any]:
+    """The JSON values of a file that has one a line.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It holds something else; with its name and the line.
+    """
+    try:
+        return [value for _, value in parse_lines(path.read_text(encoding="utf-8"))]
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def parse_lines(text: str) -> Iterator[tuple[int, Any]]:
+    """JSON values of a text that has one a line, each with the number of its line from 1.
+
+    Lines end at newlines alone: `str.splitlines` would also cut at U+2028 inside a JSON string.
+
+    Raises:
+        ValueError: A line is no JSON; blank ones are left out.
+    """
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"line {number} is no JSON: {error}") from None
 
 
 def read_rows(path: Path) -> tuple[list[str], Rows]:

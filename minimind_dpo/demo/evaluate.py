@@ -12,7 +12,6 @@ which is unbiased, never negative, and varies less than the sum of log-ratios of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo import HELD_OUT
 from minimind_dpo.demo.judge import judge
 from minimind_dpo.demo.questions import question_of
+from minimind_dpo.disk import read_lines
 from minimind_dpo.evaluation.sampling import sample_completions
 from minimind_dpo.evaluation.scoring import frozen
 from minimind_dpo.models.attention.planned import plain_attention
@@ -83,9 +83,7 @@ class DemoScores:
 
 def held_out_prompts(path: Path = HELD_OUT) -> list[str]:
     """User turns of a file of held-out pairs, each once, in the file's order."""
-    with path.open(encoding="utf-8") as lines:
-        prompts = [json.loads(line)["chosen"][0]["content"] for line in lines]
-    return list(dict.fromkeys(prompts))
+    return list(dict.fromkeys(row["chosen"][0]["content"] for row in read_lines(path)))
 
 
 def evaluate(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, TypeAlias
 
 from minimind_dpo.demo import QUESTIONS
+from minimind_dpo.disk import read_lines
 
 Language: TypeAlias = Literal["zh", "en"]
 
@@ -36,8 +36,7 @@ class Question:
 @cache
 def _by_prompt() -> dict[str, Question]:
     table = {}
-    for line in QUESTIONS.read_text(encoding="utf-8").splitlines():
-        values: dict[str, Any] = json.loads(line)
+    for values in read_lines(QUESTIONS):
         fields: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in values.items()
         }

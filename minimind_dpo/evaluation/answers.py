@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -66,3 +66,8 @@ class Answer:
     def content_ids(self) -> np.ndarray:
         """The tokens without the one that ended it."""
         return self.ids[:-1] if self.ended else self.ids
+
+
+def alike(first: Sequence[Answer], second: Sequence[Answer]) -> np.ndarray:
+    """Where two models gave the same text: bool (n,). Judges that read texts find a tie there."""
+    return np.array([a.text == b.text for a, b in zip(first, second, strict=True)], bool)

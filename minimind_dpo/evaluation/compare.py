@@ -36,7 +36,7 @@ class Comparison:
         """Of two verdicts on the same prompts."""
         ours, theirs = verdict.judged, other.judged
         difference = None
-        if ours is not None and theirs is not None and ours.trust.can_judge:
+        if ours and theirs and ours.win_rate and theirs.win_rate:
             shares = np.stack([(1.0 + each.preferences) / 2.0 for each in (ours, theirs)])
             shares = shares[:, ~np.isnan(shares).any(0)]
             difference = paired_difference(*shares) if shares.shape[1] else None
@@ -73,7 +73,7 @@ def comparison_table(name: str, verdict: Verdict, others: Sequence[Comparison]) 
     """The policies, a line each, for the terminal."""
     title = f"Against the same reference on {len(verdict.cases)} held-out prompts"
     grid = Table(title=title, box=box.ROUNDED, caption="points: win rate less that of the first")
-    for heading in ("policy", "verdict", "wins", "at equal length", "KL, nats", "points"):
+    for heading in ("policy", "verdict", "wins", "at equal length", "KL, nats", "length", "points"):
         grid.add_column(heading, justify="left" if heading in ("policy", "verdict") else "right")
     grid.add_row(name, *_cells(verdict), "")
     for other in others:
@@ -82,16 +82,18 @@ def comparison_table(name: str, verdict: Verdict, others: Sequence[Comparison]) 
     return grid
 
 
-def _cells(verdict: Verdict) -> tuple[str, str, str, str]:
+def _cells(verdict: Verdict) -> tuple[str, ...]:
     judged = verdict.judged
     rate = None if judged is None else judged.win_rate
     controlled = None if judged is None else judged.length_controlled
     rates = ("-" if each is None else each.percent() for each in (rate, controlled))
     wins, at_equal_length = rates
-    return verdict.decision, wins, at_equal_length, f"{verdict.costs.kl.value:.2g}"
+    costs = verdict.costs
+    kl, length = f"{costs.kl.value:.2g}", f"x{costs.length.change.value:.2f}"
+    return verdict.decision, wins, at_equal_length, kl, length
 
 
 def _points(difference: Estimate) -> str:
-    """`+12 [3, 21]`."""
+    """`+12 [+3, +21]`."""
     value, low, high = (100 * x for x in (difference.value, difference.low, difference.high))
     return f"{value:+.0f} [{low:+.0f}, {high:+.0f}]"

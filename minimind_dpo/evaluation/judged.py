@@ -62,21 +62,25 @@ class Judged:
         return (1.0 + self.preferences[~np.isnan(self.preferences)]) / 2.0
 
     @property
+    def _counts(self) -> bool:
+        return len(self.shares) > 0 and self.trust.can_judge
+
+    @property
     def win_rate(self) -> Estimate | None:
-        """None where no prompt could be judged."""
-        return share_interval(self.shares) if len(self.shares) else None
+        """None where no prompt could be judged, or the judge cannot judge."""
+        return share_interval(self.shares) if self._counts else None
 
     @property
     def length_controlled(self) -> Estimate | None:
         """At equal length."""
         judged = ~np.isnan(self.preferences)
-        return length_controlled(self.shares, self.longer_by[judged]) if judged.any() else None
+        return length_controlled(self.shares, self.longer_by[judged]) if self._counts else None
 
     @property
     def decision(self) -> str:
         """By the interval alone."""
         rate = self.win_rate
-        if rate is None or not self.trust.can_judge:
+        if rate is None:
             return CANNOT_TELL
         if 0.5 not in rate:
             return BETTER if rate.low > 0.5 else WORSE
@@ -86,7 +90,7 @@ class Judged:
     @property
     def prompts_to_decide(self) -> int | None:
         """Where it cannot tell though the judge can judge."""
-        if self.decision != CANNOT_TELL or not self.trust.can_judge or self.win_rate is None:
+        if self.decision != CANNOT_TELL or self.win_rate is None:
             return None
         needed = prompts_to_decide(self.shares)
         return needed if needed is not None and needed <= MOST_PROMPTS else None

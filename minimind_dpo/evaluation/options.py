@@ -17,7 +17,7 @@ from minimind_dpo.options.limits import (
     Range,
     value_at,
 )
-from minimind_dpo.options.problem import Problem
+from minimind_dpo.options.problem import ConfigError, Problem
 
 JUDGES: Final = (
     "pairs",
@@ -38,6 +38,9 @@ NEEDS: Final = {
     "endpoint": ("endpoint.url", "endpoint.model"),
 }
 """Keys without which a judge can do nothing, and which no other judge reads."""
+
+_READS: Final = {**NEEDS, "endpoint": (*NEEDS["endpoint"], "endpoint.key_env", "endpoint.request")}
+"""Keys that no other judge reads, None where they are not given."""
 
 VOTED: Final = ("file", "human")
 """Judges whose votes come back by a file."""
@@ -152,6 +155,25 @@ class JudgeOptions:
         return tuple(name for name in (self.name, self.also) if name not in (None, "none"))
 
 
+def endpoint_key(options: EndpointOptions) -> str:
+    """The key of the endpoint, from its environment variable; empty where none is named.
+
+    Raises:
+        ConfigError: The variable is not set, or no HTTP header can carry what it holds. Neither
+            the key nor the variable is shown: a key may have been given in its place.
+    """
+    if not options.key_env:
+        return ""
+    key, place = os.environ.get(options.key_env, "").strip(), "judge.endpoint.key_env"
+    if not key:
+        fix = "It is the name of an environment variable, and never the key itself."
+        raise ConfigError([Problem(place, "names a variable that is not set", fix)])
+    if not (key.isascii() and key.isprintable()):
+        why = "names a variable that holds a line break, or something else that is no key"
+        raise ConfigError([Problem(place, why, "Set it to the key alone, on one line.")])
+    return key
+
+
 def evaluate_problems(options: EvaluateOptions) -> Iterator[Problem]:
     """Verdicts while training that are switched off, and a text that is not there."""
     if not options.prompts and options.every is not None:
@@ -168,20 +190,19 @@ def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator
         yield Problem("judge.also", "checks a first judge, but judge.name=none", fix, options.also)
     elif options.also == options.name:
         yield Problem("judge.also", "is the first judge as well", value=options.also)
-    for name, key in ((name, key) for name, keys in NEEDS.items() for key in keys):
-        value = value_at(options, key)
-        if name in options.names and value is None:
-            yield Problem(f"judge.{key}", f"is what the judge {name} needs", f"Give judge.{key}=.")
+    for name, key in ((name, key) for name, keys in _READS.items() for key in keys):
+        place, value = f"judge.{key}", value_at(options, key)
+        if name in options.names and value is None and key in NEEDS[name]:
+            yield Problem(place, f"is what the judge {name} needs", f"Give {place}=.")
         if name not in options.names and value is not None:
-            fix = f"Use judge={name}, or judge.also={name}."
-            yield Problem(
-                f"judge.{key}", f"is for the judge {name}, which is not asked", fix, value
-            )
-    variable = options.endpoint.key_env
-    if "endpoint" in options.names and variable and not os.environ.get(variable, "").strip():
-        fix = "It is the name of an environment variable, and never the key itself."
-        # The value is not shown: it may be a key that was given by mistake.
-        yield Problem("judge.endpoint.key_env", "names a variable that is not set", fix)
+            why, fix = f"is for the judge {name}, which is not asked", f"Use judge={name}."
+            # A key may have been given in place of its variable.
+            yield Problem(place, why, fix, ... if key == "endpoint.key_env" else value)
+    if "endpoint" in options.names:
+        try:
+            endpoint_key(options.endpoint)
+        except ConfigError as error:
+            yield from error.problems
     voted = [name for name in VOTED if name in options.names]
     if len(voted) > 1:
         yield Problem("judge.also", "reads the votes of the first judge", value=options.also)

@@ -1,6 +1,6 @@
 """Make the page of a run, or the report of a sweep, anew: `python -m minimind_dpo.report FOLDER`.
 
-A run's page is in the language of its configuration, or `--language zh`.
+A run's page is in the language of its configuration, or of a key beside it, `report.language=zh`.
 """
 
 from __future__ import annotations
@@ -16,29 +16,44 @@ from minimind_dpo.report.run import write_run_report
 from minimind_dpo.report.sweep import tell_answer
 from minimind_dpo.report.words import LANGUAGES
 
+_KEYS = {f"report.language={language}": language for language in LANGUAGES}
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m minimind_dpo.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="of a run or of a sweep, outputs/train/RUN")
-    parser.add_argument("--language", choices=LANGUAGES, help="of a run's page")
+    parser.add_argument("key", nargs="?", choices=_KEYS, metavar="report.language=zh")
     given = parser.parse_args(arguments)
+    config = given.folder / "config.yaml"
     try:
-        if (given.folder / "config.yaml").is_file():
-            language = given.language or _language(given.folder / "config.yaml")
+        if config.is_file():
+            language = _KEYS[given.key] if given.key else _language(config)
             print(f"Report: {write_run_report(given.folder, language)}")
+        elif given.key:
+            raise ValueError(f"{given.key} is for the page of a run, and {given.folder} is none")
         else:
             tell_answer(given.folder)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return WRONG_INPUT
     return DONE
 
 
 def _language(config: Path) -> str:
-    """`report.language` of a run's configuration, which earlier runs do not have."""
-    content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    language = content.get("report", {}).get("language")
+    """`report.language` of a run's configuration, which earlier runs do not have.
+
+    Raises:
+        ValueError: The file is no configuration.
+    """
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+        report = content.get("report", {})
+    except (AttributeError, ValueError, yaml.YAMLError) as error:
+        raise ValueError(
+            f"{config} is no configuration of a run: it is cut short or damaged"
+        ) from error
+    language = report.get("language") if isinstance(report, dict) else None
     return language if language in LANGUAGES else LANGUAGES[0]
 
 

@@ -75,7 +75,7 @@ def draw(lines: dict[str, Points], x_label: str) -> str:
 
     Args:
         lines: At least one point each; two lines at most.
-        x_label: Below the x axis.
+        x_label: What x is, in the drawing's title.
     """
     xs, ys = ([p[i] for points in lines.values() for p in points] for i in (0, 1))
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))

@@ -1,20 +1,19 @@
 """The jobs of a sweep's folder: what each was given, and what its verdict says.
 
 <sweep>/<n>/job.json          its command line
-<sweep>/<n>/verdict.json      decision and alarms
+<sweep>/<n>/verdict.json      judge and alarms
 <sweep>/<n>/frontier.jsonl    a line a verdict: step, win rate, KL; the last of the exported weights
 <sweep>/<n>/summary.json      seconds
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from minimind_dpo.disk import read_json
+from minimind_dpo.disk import read_lines, read_object
 from minimind_dpo.options.limits import is_number
 from minimind_dpo.report.options import SweepOptions
 
@@ -90,11 +89,10 @@ def swept_keys(jobs: list[Job]) -> list[str]:
 
 def read_job(folder: Path) -> Job:
     """A job that was begun."""
-    given = read_json(folder / "job.json")
-    arguments = given.get("arguments", []) if isinstance(given, dict) else []
+    arguments = read_object(folder / "job.json").get("arguments", [])
     pairs = (str(text).lstrip("+~").partition("=") for text in arguments)
     settings = {key: value for key, is_one, value in pairs if is_one and key not in _NOT_SETTINGS}
-    summary, verdict = (_object(folder / f"{name}.json") for name in ("summary", "verdict"))
+    summary, verdict = (read_object(folder / f"{name}.json") for name in ("summary", "verdict"))
     if "diverged" in summary:
         return Job(folder.name, settings, left="diverged")
     loss = _loss(summary)
@@ -104,7 +102,8 @@ def read_job(folder: Path) -> Job:
     if not verdict or not points:
         return Job(folder.name, settings, loss=loss, left="it has no verdict")
     judge = verdict.get("judge") or {}
-    name, unable = judge.get("name", "none"), judge.get("unable")
+    unable = judge.get("unable") or ("" if judge.get("can_judge", True) else "cannot judge")
+    name = judge.get("name", "none")
     return Job(
         folder.name,
         settings,
@@ -134,16 +133,10 @@ def _standard_error(interval: Mapping[str, Any]) -> float | None:
     return (high - low) / 3.92 if is_number(low) and is_number(high) else None
 
 
-def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
-
-
 def _points(path: Path) -> list[dict[str, float]]:
     """Lines of numbers; what is none is left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = read_lines(path)
     except (OSError, ValueError):
         return []
     return [{k: v for k, v in row.items() if is_number(v)} for row in rows if isinstance(row, dict)]

@@ -6,7 +6,6 @@ that has not finished: `python -m minimind_dpo.report RUN`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, Final
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from minimind_dpo.disk import read_json, read_rows, write_text
+from minimind_dpo.disk import read_lines, read_object, read_rows, write_text
 from minimind_dpo.report.curves import Chart, charts, draw
 from minimind_dpo.report.numbers import data_rows, training_rows, validation_rows, verdict_rows
 from minimind_dpo.report.words import Words
@@ -47,8 +46,7 @@ def run_page(run: Path, words: Words) -> str:
         run: The folder of a run.
         words: Of the page's language.
     """
-    summary = _object(run / "summary.json")
-    verdict = _object(run / "verdict.json")
+    summary, verdict = (read_object(run / f"{name}.json") for name in ("summary", "verdict"))
     verdict = verdict if "decision" in verdict else {}
     shown, others = _cases(run / "answers.jsonl")
     environment = Environment(
@@ -72,7 +70,7 @@ def run_page(run: Path, words: Words) -> str:
         data_rows=list(data_rows(summary, words)) if "data" in summary else [],
         training_rows=list(training_rows(summary, words)) if "steps" in summary else [],
         validation_rows=list(validation_rows(summary)) if summary.get("val") else [],
-        config=(run / "config.yaml").read_text(encoding="utf-8"),
+        config=(run / "config.yaml").read_text(encoding="utf-8", errors="replace"),
         versions=summary.get("versions", {}),
     )
 
@@ -131,12 +129,5 @@ def _samples(path: Path) -> list[tuple[str, str]]:
     return [steps[0], steps[-1]] if len(steps) > 1 else []
 
 
-def _object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    return content if isinstance(content, dict) else {}
-
-
 def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return read_lines(path) if path.is_file() else []

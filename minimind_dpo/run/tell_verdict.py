@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 
-from minimind_dpo.disk import write_text
+from minimind_dpo.disk import write_lines
 from minimind_dpo.evaluation.answers import Lend
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.evaluation.table import table
@@ -61,11 +59,6 @@ def keep_verdict(verdict: Verdict, folder: Path, facts: dict[str, Any]) -> dict[
     for alarm in verdict.alarms:
         log.warning(alarm)
     return content
-
-
-def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write a JSON object a line, whole or not at all."""
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _duration(seconds: float) -> str:

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -23,11 +22,12 @@ from lightning.pytorch.loggers import Logger
 from minimind_dpo import os_errors
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.disk import read_lines, write_lines
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.evaluation import build_evaluation, lending
-from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict, write_lines
+from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict
 from minimind_dpo.training.shown_progress import progress
 from minimind_dpo.training.signals import GivenUpError, StopRequest
 
@@ -137,8 +137,8 @@ class RunVerdict(Callback):
     def _add_point(self, step: int, verdict: Verdict, loggers: Iterable[Logger]) -> None:
         """Write a point of the frontier in place of later ones, which an earlier launch left."""
         path = self.folder / FRONTIER
-        before = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        earlier = [point for point in map(json.loads, before) if point["step"] < step]
+        before = read_lines(path) if path.is_file() else []
+        earlier = [point for point in before if point["step"] < step]
         point = {"step": step, **verdict.numbers()}
         write_lines(path, [*earlier, point])
         numbers = {f"verdict/{k}": v for k, v in verdict.numbers().items() if v is not None}

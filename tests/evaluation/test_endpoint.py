@@ -26,6 +26,7 @@ COUNT = 12
 PROMPTS = [asked(f"What is {n}?", n) for n in range(COUNT)]
 GOOD = [written(f"good {n}") for n in range(COUNT)]
 POOR = [written(f"poor {n}") for n in range(COUNT)]
+ASKED = "messages: [{role: user, content: '{prompt}{answer_a}{answer_b}'}]"
 KEY = "sk-very-secret-1234567890"
 
 
@@ -367,6 +368,11 @@ def test_a_reply_counts_by_its_last_mark_or_as_a_letter_alone(
             "stream: true\nmessages: [{role: user, content: '{prompt}{answer_a}{answer_b}'}]",
             "is no request that can be sent. Replies are read whole",
         ),
+        (f"model: other\n{ASKED}", "names a model, as judge.endpoint.model does. Leave model out"),
+        (f"{ASKED}\nuser: 2024-05-01", "holds what JSON cannot say .*date is not JSON"),
+        (f'{ASKED}\nuser: "\\ud800"', "holds what JSON cannot say .*surrogates not allowed"),
+        (f"{ASKED}\ntemperature: .nan", "holds what JSON cannot say"),
+        (f"{ASKED}\nuser: 2024-15-01", "cannot be read: month must be in 1..12"),
         ("messages: [", "cannot be read"),
         (None, "cannot be read: .*No such file"),
     ],
@@ -395,3 +401,17 @@ def test_a_key_given_in_place_of_its_variable_is_not_shown() -> None:
     (problem,) = problems_of(options, EvaluateOptions())
     assert "judge.endpoint.key_env: names a variable that is not set" in str(problem)
     assert KEY not in str(problem)
+
+
+@pytest.mark.parametrize("break_", ["\n", "\r", "\x00", "\u2028", "é"])
+def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, break_: str
+) -> None:
+    monkeypatch.setattr("os.environ", {"MY_KEY": f"{KEY}{break_}X-Other: {KEY}"})
+    endpoint = EndpointOptions("http://127.0.0.1:9/v1", "m", "MY_KEY", retries=0)
+    (problem,) = problems_of(JudgeOptions("endpoint", endpoint=endpoint), EvaluateOptions())
+    assert "judge.endpoint.key_env: names a variable that holds a line break" in str(problem)
+    assert KEY not in str(problem)
+    with pytest.raises(ConfigError) as caught:
+        ChatClient(endpoint, tmp_path)
+    assert KEY not in str(caught.value)

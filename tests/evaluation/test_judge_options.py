@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions, judge_problems
+from minimind_dpo.evaluation.options import (
+    EndpointOptions,
+    EvaluateOptions,
+    JudgeOptions,
+    judge_problems,
+)
 
 
 @pytest.mark.parametrize(
@@ -20,6 +25,13 @@ from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions, judge
             [
                 "judge.rules=r.yaml: is for the judge rules, which is not asked",
                 "judge.votes=v.json: is for a judge that is not asked",
+            ],
+        ),
+        (
+            JudgeOptions(endpoint=EndpointOptions(key_env="sk-secret", request="r.yaml")),
+            [
+                "judge.endpoint.key_env: is for the judge endpoint, which is not asked",
+                "judge.endpoint.request=r.yaml: is for the judge endpoint, which is not asked",
             ],
         ),
         (JudgeOptions("file", also="human"), ["judge.also=human: reads the votes of the first"]),

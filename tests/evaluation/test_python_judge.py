@@ -25,8 +25,14 @@ def polite(prompt, answer_a, answer_b):
 def half(prompt, a, b):
     return 0.5 if a else float("nan")
 
+def first(prompt, answer_a, answer_b):
+    return 1
+
 def says_prompt(prompt, answer):
     return float(answer == prompt)
+
+def nothing(prompt, answer):
+    return float("nan")
 
 def broken(prompt, answer):
     return {}[answer]
@@ -66,6 +72,14 @@ def test_two_parameters_are_a_score_and_three_a_comparison() -> None:
     np.testing.assert_array_equal(got, [0.5, np.nan])
 
 
+def test_answers_alike_are_a_tie_whatever_the_function_says() -> None:
+    """It prefers the first, and gives no score that is a number."""
+    one, other = [written("a"), written("a")], [written("a"), written("b")]
+    for name, rest in (("first", 1.0), ("nothing", np.nan)):
+        got = PythonJudge(f"taste:{name}").compare([asked("?")] * 2, one, other)
+        np.testing.assert_array_equal(got, [0.0, rest])
+
+
 def test_a_prompt_of_several_turns_is_given_whole() -> None:
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
     prompt = Prompt(np.array([1], np.int32), turns)  # type: ignore[arg-type]
@@ -96,7 +110,7 @@ def test_what_cannot_judge_is_refused_before_training(path: str, why: str) -> No
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("broken", r"failed on the prompt at x:7 \(.*taste.py:15\): KeyError: 'hi'"),
+        ("broken", r"failed on the prompt at x:7 \(.*taste.py:21\): KeyError: 'hi'"),
         ("wordy", "failed on the prompt at x:7: ValueError: could not convert string to float"),
         ("too_much", "gave 3 for the prompt at x:7, not 1, 0 or -1"),
     ],

@@ -19,6 +19,7 @@ from transformers import (
 
 import minimind_dpo.demo
 from minimind_dpo.evaluation.answers import Answer, Prompt
+from minimind_dpo.evaluation.judges import reward_model
 from minimind_dpo.evaluation.judges.judge import JudgeError
 from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge, encode, load
 from minimind_dpo.evaluation.options import RewardModelOptions
@@ -100,6 +101,17 @@ def test_scores_in_a_batch_are_those_of_each_answer_alone(
     assert preferences.tolist() == signs.tolist()
     assert preferences[2] == 0.0  # the same answer
     assert judge(path).compare(PROMPTS, SECOND, FIRST).tolist() == (-signs).tolist()
+
+
+def test_the_classifier_is_loaded_once_for_all_that_is_compared(
+    llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads = []
+    monkeypatch.setattr(reward_model, "load", lambda path: loads.append(path) or load(path))
+    one = judge(llama)
+    first, again = (one.compare(PROMPTS, FIRST, SECOND) for _ in range(2))
+    assert first.tolist() == again.tolist()
+    assert loads == [llama]
 
 
 def test_the_conversation_goes_through_the_classifier_s_own_template(llama: str) -> None:

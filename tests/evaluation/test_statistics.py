@@ -110,6 +110,22 @@ def test_length_controlled_rates_cover_the_rate_at_equal_length(
 
 
 @pytest.mark.parametrize("n", [32, 64])
+@pytest.mark.parametrize("phi", [0.0, 3.0])
+@pytest.mark.parametrize("theta", [2.0, 3.0])
+def test_a_rate_at_equal_length_of_88_and_95_percent_is_told_too_low_and_not_too_high(
+    n: int, phi: float, theta: float
+) -> None:
+    """It leans towards one half: 97.5% of intervals would begin below the truth, and more do."""
+    random, truth, got = np.random.default_rng(0), float(sigmoid(theta)), []
+    for _ in range(400):
+        longer_by = 20.0 * random.normal(size=n)
+        likes = theta + phi * np.tanh(longer_by / 20.0)
+        got.append(length_controlled((random.random((2, n)) < sigmoid(likes)).mean(0), longer_by))
+    assert np.mean([one.low > truth for one in got]) <= 0.01
+    assert np.mean([one.value for one in got]) < truth
+
+
+@pytest.mark.parametrize("n", [32, 64])
 @pytest.mark.parametrize("shift", [1.4, 2.0, 4.0])
 @pytest.mark.parametrize(("theta", "phi"), [(0.0, 0.0), (0.0, 3.0), (1.0, 3.0), (1.0, -2.0)])
 def test_where_nearly_all_answers_are_longer_the_interval_still_covers(

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from minimind_dpo.disk import read_lines, write_lines
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.judges.ballots import read_votes
 from minimind_dpo.evaluation.judges.judge import JudgeError
@@ -200,3 +201,18 @@ def test_the_answers_that_are_voted_on_are_kept_with_their_tokens(tmp_path: Path
         assert all((a.ids == b.ids).all() for a, b in zip(got, expected, strict=True))
     others = [Prompt(np.array([9], np.int32), "") for _ in PROMPTS]
     assert kept_answers(tmp_path, others) is None
+
+
+def test_line_separators_inside_texts_end_no_line(tmp_path: Path) -> None:
+    prompts, text = [asked("one\u2028two\u2029three\x85four")], "five\u2028six"
+    judge = VotesJudge("file", tmp_path, None, 0)
+    judge.compare(prompts, [written(text)], [written("seven")])
+    kept = kept_answers(tmp_path, prompts)
+    assert kept is not None
+    assert kept[0][0].text == text
+    (ballot,) = read_lines(tmp_path / "to_judge.jsonl")
+    votes = tmp_path / "votes.jsonl"
+    write_lines(votes, [{**ballot, "winner": "a"}])
+    votes.write_text(votes.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # two lines
+    again = VotesJudge("file", tmp_path, str(votes), 0)
+    assert abs(again.compare(prompts, [written(text)], [written("seven")])).tolist() == [1.0]

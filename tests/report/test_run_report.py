@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from minimind_dpo.config.schema import Config
-from minimind_dpo.disk import read_rows
+from minimind_dpo.disk import read_rows, write_lines
 from minimind_dpo.evaluation.alarms import alarms
 from minimind_dpo.options.limits import keys_of
 from minimind_dpo.report.__main__ import main
@@ -104,6 +104,16 @@ def test_every_answer_is_on_the_page_and_some_that_differ_are_not_folded(run: Pa
     assert re.search(r"reference ✓ preferred</span>before 1<", text)
     assert re.search(r">reference</span>before 2<", text)
     assert re.search(r">policy</span>before 3<", text)
+
+
+@pytest.mark.parametrize(
+    ("decision", "border"), [("better", "better"), ("not better", "not-better")]
+)
+def test_a_verdict_of_two_words_is_not_coloured_as_one_of_them(
+    run: Path, decision: str, border: str
+) -> None:
+    rewrite(run / "verdict.json", decision=decision)
+    assert f'<p class="verdict {border}">' in run_page(run, EN)
 
 
 @pytest.mark.parametrize("junk", ["", "{", "[1]", '{"steps": 6}'])
@@ -232,9 +242,38 @@ def test_the_command_makes_a_page_of_a_run_in_the_language_of_its_configuration(
     config.write_text(text.replace("language: en", "language: zh"), encoding="utf-8")
     assert main([str(run)]) == 0
     assert '<html lang="zh">' in (run / "report.html").read_text(encoding="utf-8")
-    assert main([str(run), "--language", "en"]) == 0
+    assert main([str(run), "report.language=en"]) == 0
     assert '<html lang="en">' in (run / "report.html").read_text(encoding="utf-8")
     assert main([str(run / "csv")]) == 2
+
+
+@pytest.mark.parametrize("junk", [b"", b"a: [", b"[1]", b"\xff"])
+def test_a_configuration_that_is_none_is_told_in_a_sentence(
+    run: Path, junk: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run / "config.yaml").write_bytes(junk)
+    assert main([str(run)]) == 2
+    assert "config.yaml is no configuration of a run" in capsys.readouterr().err
+    assert main([str(run), "report.language=zh"]) == 0
+
+
+def test_answers_that_are_cut_short_are_told_with_their_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = run / "answers.jsonl"
+    path.write_text(path.read_text(encoding="utf-8")[:-9], encoding="utf-8")
+    lines = len(path.read_text(encoding="utf-8").split("\n"))
+    assert main([str(run)]) == 2
+    told = f"{path} cannot be read: line {lines} is no JSON"
+    assert told in capsys.readouterr().err
+
+
+def test_line_separators_inside_an_answer_end_no_line(run: Path) -> None:
+    text = "one\u2028two\u2029three\x85four"
+    answer = {"text": text, "tokens": 2, "ended": True}
+    case = {"prompt": text, "source": "", "reference": answer, "policy": answer, "preferences": {}}
+    write_lines(run / "answers.jsonl", [case, case])
+    assert "All others (2)" in run_page(run, EN)
 
 
 def test_curves_are_the_run_s_own_numbers(run: Path) -> None:

@@ -10,11 +10,20 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 
+from minimind_dpo.disk import write_lines
+from minimind_dpo.evaluation.answers import Answer
+from minimind_dpo.evaluation.judged import Judged
+from minimind_dpo.evaluation.judges.judge import Trust
+from minimind_dpo.evaluation.measures import measure
+from minimind_dpo.evaluation.statistics import Estimate
+from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.report.__main__ import WRONG_INPUT, main
 from minimind_dpo.report.jobs import Job, read_jobs
+from minimind_dpo.report.options import SweepOptions
 from minimind_dpo.report.settings import Setting, compare, recommend
 from minimind_dpo.report.sweep import SweepReport
 
@@ -158,3 +167,34 @@ def test_a_folder_without_jobs_is_wrong_input(
 ) -> None:
     assert main([str(tmp_path)]) == WRONG_INPUT
     assert "holds no job of a sweep" in capsys.readouterr().err
+
+
+def test_a_language_is_for_the_page_of_a_run_alone(
+    sweep: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([str(sweep), "report.language=zh"]) == WRONG_INPUT
+    assert "report.language=zh is for the page of a run" in capsys.readouterr().err
+
+
+def test_a_judge_that_cannot_judge_gives_a_search_no_rate(sweep: Path) -> None:
+    """Its accuracy on held-out pairs is that of chance."""
+    blind = Trust("x", Estimate(0.55, 0.45, 0.65, 100))
+    answers = [Answer("abc", np.arange(4, dtype=np.int32), True)] * 64
+    nothing, zeros = np.zeros(0), np.zeros(64)
+    verdict = Verdict(
+        judged=Judged("pairs", blind, np.ones(64), zeros),
+        also=None,
+        costs=measure(zeros, answers, answers, (nothing, nothing, nothing), "prompts"),
+        facts=None,
+        pairs=None,
+        alarms=(),
+        cases=(),
+        settings={},
+    )
+    assert verdict.numbers()["win_rate"] is verdict.numbers()["length_controlled"] is None
+    write_lines(sweep / "0" / "frontier.jsonl", [{"step": 10, **verdict.numbers()}])
+    (sweep / "0" / "verdict.json").write_text(json.dumps(verdict.to_json()))
+    job = read_jobs(sweep)[0]
+    assert job.objective(SweepOptions("win_rate")) is None
+    assert job.objective(SweepOptions()) is None
+    assert job.judge == "pairs: cannot judge"

@@ -53,7 +53,7 @@ def test_a_run_is_judged_talked_with_exported_and_reported(
     assert exported.returncode == 0, exported.stderr
     assert "ollama run demo" in exported.stdout
 
-    reported = command("report", str(finished_run), "--language", "zh")
+    reported = command("report", str(finished_run), "report.language=zh")
     assert reported.returncode == 0, reported.stderr
     command("report", str(finished_run))
 

@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from minimind_dpo.evaluation.answers import Answer, Prompt
-from minimind_dpo.evaluation.judges.judge import JudgeError
+from minimind_dpo.disk import parse_lines
+from minimind_dpo.evaluation.answers import Answer, Prompt, alike
+from minimind_dpo.evaluation.judges.judge import JudgeError, read_file
 from minimind_dpo.options.limits import is_number
 from minimind_dpo.options.problem import ConfigError, Problem
 
@@ -73,13 +73,12 @@ def make_ballots(
     So whoever stops half-way has voted on a random half. Answers alike are no ballot.
     """
     ballots = []
-    for number, (prompt, one, other) in enumerate(zip(prompts, first, second, strict=True), 1):
-        if one.text == other.text:
-            continue
+    for place in np.flatnonzero(~alike(first, second)).tolist():
+        prompt, one, other = prompts[place], first[place], second[place]
         coin = _digest(str(seed), prompt.conversation, one.text, other.text)
         swapped = int(coin, 16) % 2 == 1
         a, b = (other, one) if swapped else (one, other)
-        ballots.append((coin, Ballot(str(number), prompt, a, b, swapped)))
+        ballots.append((coin, Ballot(str(place + 1), prompt, a, b, swapped)))
     return [ballot for _, ballot in sorted(ballots, key=lambda pair: pair[0])]
 
 
@@ -104,11 +103,7 @@ def read_votes(path: str) -> list[Vote]:
     Raises:
         ConfigError: With the first problems of the file, each with its place.
     """
-    try:
-        rows = list(_rows(Path(path).expanduser().read_text(encoding="utf-8-sig")))
-    except (OSError, ValueError, RecursionError) as error:
-        why = f"cannot be read: {' '.join(str(error).split())}"
-        raise ConfigError([Problem(KEY, why, value=path)]) from error
+    rows = read_file(path, KEY, _rows)
     votes, problems, seen = [], [], dict[str, str]()
     for place, row in rows:
         vote, why = _vote(row)
@@ -129,22 +124,16 @@ def read_votes(path: str) -> list[Vote]:
     return votes
 
 
-def _rows(text: str) -> Iterator[tuple[str, Any]]:
+def _rows(text: str) -> list[tuple[str, Any]]:
     """Rows with their places."""
     try:
         content = json.loads(text)
     except json.JSONDecodeError:
-        for number, line in enumerate(text.splitlines(), 1):
-            if line.strip():
-                try:
-                    yield f"line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"line {number} is no JSON: {error.msg}") from None
-        return
+        return [(f"line {number}", row) for number, row in parse_lines(text)]
     if isinstance(content, dict) and "votes" in content:
         content = content["votes"]
     content = content if isinstance(content, list) else [content]
-    yield from ((f"vote {number}", row) for number, row in enumerate(content, 1))
+    return [(f"vote {number}", row) for number, row in enumerate(content, 1)]
 
 
 def _vote(row: Any) -> tuple[Vote | None, str]:

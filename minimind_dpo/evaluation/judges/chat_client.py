@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import json
-import os
 import random
 import threading
 import urllib.error
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from minimind_dpo.disk import write_text
-from minimind_dpo.evaluation.options import EndpointOptions
+from minimind_dpo.evaluation.options import EndpointOptions, endpoint_key
 
 _AGAIN: Final = (408, 409, 425, 429, 500, 502, 503, 504, 529)
 """HTTP statuses after which the same request may succeed."""
@@ -46,6 +45,9 @@ class ChatClient:
         options: Where to, how often and how many at once.
         cache: Folder of replies, each named by the digest of its request.
         pause: Seconds before the first repetition; they double with each.
+
+    Raises:
+        ConfigError: The variable of the key holds none that can be sent.
     """
 
     def __init__(self, options: EndpointOptions, cache: Path, pause: float = 1.0) -> None:
@@ -53,7 +55,7 @@ class ChatClient:
         self._options = options
         self._cache = cache
         self._pause = pause
-        self._key = os.environ.get(options.key_env, "").strip() if options.key_env else ""
+        self._key = endpoint_key(options)
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._ended = threading.Event()
         self._failures = 0
@@ -94,7 +96,7 @@ class ChatClient:
         Raises:
             RequestError: There is none.
         """
-        return self._tried(_content(body).encode(), min(1, self._options.retries))
+        return self._tried(as_json(body), min(1, self._options.retries))
 
     def ask(self, body: Mapping[str, Any]) -> str:
         """The text of one reply, from disk where this request was answered before.
@@ -102,15 +104,15 @@ class ChatClient:
         Raises:
             RequestError: There is none.
         """
-        content = _content(body)
-        digest = hashlib.sha256(f"{self.url}\n{content}".encode()).hexdigest()
+        content = as_json(body)
+        digest = hashlib.sha256(f"{self.url}\n".encode() + content).hexdigest()
         path = self._cache / digest[:2] / f"{digest}.json"
         if path.is_file():
             return str(json.loads(path.read_text(encoding="utf-8"))["reply"])
         if self._failures >= _FAILURES and not self._answered:
             raise RequestError(self._newest)
         try:
-            reply = self._tried(content.encode(), self._options.retries)
+            reply = self._tried(content, self._options.retries)
         except RequestError as error:
             self._failures, self._newest = self._failures + 1, str(error)
             raise
@@ -172,5 +174,10 @@ class ChatClient:
         return text.replace(self._key, "***") if self._key else text
 
 
-def _content(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, ensure_ascii=False, sort_keys=True)
+def as_json(body: Mapping[str, Any]) -> bytes:
+    """A request as it is sent.
+
+    Raises:
+        TypeError, ValueError: It holds what JSON, or UTF-8, cannot say.
+    """
+    return json.dumps(body, ensure_ascii=False, sort_keys=True, allow_nan=False).encode()

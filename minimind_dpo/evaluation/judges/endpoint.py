@@ -6,9 +6,10 @@ on it. A request is a file that can be changed (`judge.endpoint.request`):
 
     messages:                        # {prompt}, {answer_a} and {answer_b} are put in
       - {role: user, content: "…"}
-    temperature: 0                   # this and all else is sent as it is
+    temperature: 0                   # this and all else is sent as it is, beside the model
 
-A reply counts where it ends with [[A]], [[B]] or [[C]] (a tie), or is that letter alone.
+A reply counts by its last [[A]], [[B]] or [[C]] (a tie), or is that letter alone; what stands in
+<think> is left out.
 """
 
 from __future__ import annotations
@@ -16,15 +17,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import yaml
 
-from minimind_dpo.evaluation.answers import Answer, Bar, Prompt
-from minimind_dpo.evaluation.judges.chat_client import ChatClient, RequestError
-from minimind_dpo.evaluation.judges.judge import Trust
+from minimind_dpo.evaluation.answers import Answer, Bar, Prompt, alike
+from minimind_dpo.evaluation.judges.chat_client import ChatClient, RequestError, as_json
+from minimind_dpo.evaluation.judges.judge import Trust, read_file
 from minimind_dpo.evaluation.options import EndpointOptions
 from minimind_dpo.options.problem import ConfigError, Problem
 
@@ -104,7 +104,7 @@ class EndpointJudge:
     ) -> np.ndarray:
         """1, -1, or 0 where the orders disagree or the answers are alike; NaN without a reply."""
         pairs = list(zip(prompts, first, second, strict=True))
-        asked = [i for i, (_, a, b) in enumerate(pairs) if a.text != b.text]
+        asked = np.flatnonzero(~alike(first, second)).tolist()
         bodies = []
         for prompt, a, b in (pairs[i] for i in asked):
             text = prompt.conversation
@@ -169,15 +169,11 @@ def read_request(path: str | None) -> dict[str, Any]:
     """A request from its file; the package's own without one.
 
     Raises:
-        ConfigError: It cannot be read, has no messages, or lacks a place of a text.
+        ConfigError: It cannot be read or sent, has no messages, or lacks a place of a text.
     """
     if path is None:
         return REQUEST
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = f"cannot be read: {' '.join(str(error).split())}"
-        raise ConfigError([Problem(REQUEST_KEY, why, value=path)]) from error
+    content = read_file(path, REQUEST_KEY, yaml.safe_load)
     messages = content.get("messages") if isinstance(content, dict) else None
     if not isinstance(messages, list) or not messages:
         fix = "It is a YAML or JSON file of a request: messages, and what else is to be sent."
@@ -186,7 +182,15 @@ def read_request(path: str | None) -> dict[str, Any]:
     if missing:
         why = f"has no {' and no '.join(missing)} in its messages"
         raise ConfigError([Problem(REQUEST_KEY, why, value=path)])
+    if "model" in content:
+        why = "names a model, as judge.endpoint.model does"
+        raise ConfigError([Problem(REQUEST_KEY, why, "Leave model out of it.", path)])
     if not all(isinstance(key, str) for key in content) or content.get("stream"):
         fix = "Replies are read whole: leave stream out."
         raise ConfigError([Problem(REQUEST_KEY, "is no request that can be sent", fix, path)])
+    try:
+        as_json(content)
+    except (TypeError, ValueError) as error:
+        why, fix = f"holds what JSON cannot say ({error})", "Put a date into quotes."
+        raise ConfigError([Problem(REQUEST_KEY, why, fix, path)]) from error
     return content

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 import numpy as np
+import yaml
 
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.statistics import Estimate
+from minimind_dpo.options.problem import ConfigError, Problem
+
+_T = TypeVar("_T")
 
 
 class JudgeError(Exception):
@@ -82,3 +87,21 @@ class Judge(Protocol):
             share; NaN where it could not judge, which is counted and told.
         """
         ...
+
+
+def read_file(path: str, key: str, parse: Callable[[str], _T]) -> _T:
+    """What a file that a judge needs holds.
+
+    Args:
+        path: The file, UTF-8.
+        key: Where it was named.
+        parse: Reads its text; raises ValueError or YAMLError.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    try:
+        return parse(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        why = f"cannot be read: {' '.join(str(error).split())}"
+        raise ConfigError([Problem(key, why, value=path)]) from error

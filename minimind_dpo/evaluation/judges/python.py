@@ -19,8 +19,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from minimind_dpo.evaluation.answers import Answer, Prompt
+from minimind_dpo.evaluation.answers import Answer, Prompt, alike
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
+from minimind_dpo.evaluation.judges.scores import prefer
 from minimind_dpo.options.problem import ConfigError, Problem
 
 KEY: Final = "judge.python"
@@ -50,18 +51,20 @@ class PythonJudge:
     def compare(
         self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
     ) -> np.ndarray:
-        """float64 (prompts,); NaN where the function gives it.
+        """float64 (prompts,); 0 for answers alike, else NaN where the function gives it.
 
         Raises:
             JudgeError: The function fails, or gives what is no such number.
         """
-        triples = zip(prompts, first, second, strict=True)
-        return np.array([self._preference(p, a.text, b.text) for p, a, b in triples], np.float64)
+        triples = list(zip(prompts, first, second, strict=True))
+        if self._compares:
+            given = [self._preference(p, a.text, b.text) for p, a, b in triples]
+            return np.where(alike(first, second), 0.0, np.array(given, np.float64))
+        scores = [(self._ask(p, a.text), self._ask(p, b.text)) for p, a, b in triples]
+        ours, theirs = np.array(scores, np.float64).T
+        return prefer(ours, theirs, alike(first, second))
 
     def _preference(self, prompt: Prompt, first: str, second: str) -> float:
-        if not self._compares:
-            ours, theirs = (self._ask(prompt, answer) for answer in (first, second))
-            return float(np.sign(ours - theirs))
         preference = self._ask(prompt, first, second)
         if not np.isnan(preference) and not -1.0 <= preference <= 1.0:
             what = f"gave {preference:g} for the prompt at {prompt.source}, not 1, 0 or -1"

@@ -8,6 +8,7 @@ texts. Its own code is never run, and its weights are read without running code.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -20,8 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from minimind_dpo.evaluation.answers import Answer, Bar, Prompt
+from minimind_dpo.evaluation.answers import Answer, Bar, Prompt, alike
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
+from minimind_dpo.evaluation.judges.scores import prefer
 from minimind_dpo.evaluation.options import RewardModelOptions
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
@@ -32,7 +34,7 @@ KEY: Final = "judge.reward_model.path"
 
 
 class RewardModelJudge:
-    """Loads the classifier when it is asked, and lets it go afterwards.
+    """Loads the classifier when it is first asked; between, it is in the memory of the host.
 
     Args:
         options: Which one, and how it is run.
@@ -61,14 +63,18 @@ class RewardModelJudge:
         """
         answers = [*zip(prompts, first, strict=True), *zip(prompts, second, strict=True)]
         try:
-            model, tokenizer = load(str(self.options.path))
+            model, tokenizer = self._loaded
             model.to(self._device())  # type: ignore[arg-type]
             scores = self._scores(model, tokenizer, answers)
         except ConfigError as error:
             raise JudgeError(str(error.problems[0])) from error
+        model.to("cpu")  # type: ignore[arg-type]
         ours, theirs = np.split(scores, 2)
-        same = [a.text == b.text for a, b in zip(first, second, strict=True)]
-        return np.where(same, 0.0, np.sign(ours - theirs))
+        return prefer(ours, theirs, alike(first, second))
+
+    @cached_property
+    def _loaded(self) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        return load(str(self.options.path))
 
     def _scores(
         self,

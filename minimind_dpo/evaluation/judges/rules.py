@@ -27,6 +27,7 @@ import yaml
 
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.form import language_of, repeated_share
+from minimind_dpo.evaluation.judges.judge import read_file
 from minimind_dpo.evaluation.judges.scores import ScoreJudge
 from minimind_dpo.options.limits import (
     NOT_NEGATIVE,
@@ -157,11 +158,7 @@ def read_rules(path: str) -> list[Rule]:
     Raises:
         ConfigError: With every problem of the file.
     """
-    try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        why = f"cannot be read: {' '.join(str(error).split())}"
-        raise ConfigError([Problem(KEY, why, value=path)]) from error
+    content = read_file(path, KEY, yaml.safe_load)
     if not isinstance(content, list) or not content:
         fix = "Begin each with '- rule: NAME'."
         raise ConfigError([Problem(KEY, "must be a list of one rule or more", fix, path)])

@@ -38,4 +38,15 @@ class ScoreJudge:
             np.array([self._score(p, a) for p, a in zip(prompts, answers, strict=True)], np.float64)
             for answers in (first, second)
         )
-        return np.sign(ours - theirs)
+        return prefer(ours, theirs)
+
+
+def prefer(ours: np.ndarray, theirs: np.ndarray, alike: np.ndarray | bool = False) -> np.ndarray:
+    """Preferences of scores: float64 (n,), NaN where a score is NaN.
+
+    Args:
+        ours: float64 (n,), scores of the first answers.
+        theirs: float64 (n,), of the second ones.
+        alike: bool (n,), where both are one text: a tie, whatever noise is in their scores.
+    """
+    return np.where(alike, 0.0, np.sign(ours - theirs))

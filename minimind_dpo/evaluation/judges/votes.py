@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from minimind_dpo.disk import write_text
+from minimind_dpo.disk import read_lines, write_lines, write_text
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.judges.ballots import Ballot, count_votes, make_ballots, read_votes
 from minimind_dpo.evaluation.judges.judge import Trust
@@ -37,43 +37,43 @@ class Way:
 
     Attributes:
         file: Name of what is written.
-        render: Its content.
+        write: Writes it.
         words: What its votes can be trusted for, after "what".
         todo: What to do with the file, whose path stands at {}.
         votes: What the votes are called in the command.
     """
 
     file: str
-    render: Callable[[Sequence[Ballot]], str]
+    write: Callable[[Path, Sequence[Ballot]], None]
     words: str
     todo: str
     votes: str
 
 
-def as_lines(ballots: Sequence[Ballot]) -> str:
-    """A JSON object a line."""
-    return "".join(json.dumps(b.to_json(), ensure_ascii=False) + "\n" for b in ballots)
+def write_ballots(path: Path, ballots: Sequence[Ballot]) -> None:
+    """Write a JSON object a line."""
+    write_lines(path, (ballot.to_json() for ballot in ballots))
 
 
-def as_page(ballots: Sequence[Ballot]) -> str:
-    """One HTML page: no network, no server, English and Chinese."""
+def write_page(path: Path, ballots: Sequence[Ballot]) -> None:
+    """Write one HTML page: no network, no server, English and Chinese."""
     # NOTE: a "<" inside would end the script that holds the data.
     data = json.dumps([b.to_json() for b in ballots], ensure_ascii=False).replace("<", "\\u003c")
     page = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
-    return page.replace("[/* ballots */]", data)
+    write_text(path, page.replace("[/* ballots */]", data))
 
 
 WAYS: Final = {
     "file": Way(
         "to_judge.jsonl",
-        as_lines,
+        write_ballots,
         "whoever wrote the votes prefers",
         'Add "winner": "a", "b" or "tie" (or score_a and score_b) to the lines of {}.',
         "VOTES.jsonl",
     ),
     "human": Way(
         "vote.html",
-        as_page,
+        write_page,
         "people prefer who do not know which model wrote which answer",
         "Open {} in a browser, vote with the keys 1 2 3, and save the votes.",
         "votes.json",
@@ -124,7 +124,7 @@ class VotesJudge:
             self.trust = Trust(self.trust.words, unable="all answers are alike")
             return
         path = self._folder / way.file
-        write_text(path, way.render(ballots))
+        way.write(path, ballots)
         command = shlex.join(
             [
                 *("python", "-m", "minimind_dpo.evaluate", f"run={self._folder}"),
@@ -148,8 +148,7 @@ def keep_answers(
     rows = [
         {"prompt": p.ids.tolist(), "policy": plain(a), "reference": plain(b)} for p, a, b in triples
     ]
-    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    write_text(folder / KEPT, "".join(lines))
+    write_lines(folder / KEPT, rows)
 
 
 def kept_answers(folder: Path, prompts: Sequence[Prompt]) -> Drawn | None:
@@ -157,7 +156,7 @@ def kept_answers(folder: Path, prompts: Sequence[Prompt]) -> Drawn | None:
     path = folder / KEPT
     if not path.is_file():
         return None
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = read_lines(path)
     if [row["prompt"] for row in rows] != [prompt.ids.tolist() for prompt in prompts]:
         return None
 
