@@ -155,16 +155,16 @@ class JudgeOptions:
         return tuple(name for name in (self.name, self.also) if name not in (None, "none"))
 
 
-def endpoint_key(options: EndpointOptions) -> str:
+def endpoint_key(variable: str | None) -> str:
     """The key of the endpoint, from its environment variable; empty where none is named.
 
     Raises:
         ConfigError: The variable is not set, or no HTTP header can carry what it holds. Neither
             the key nor the variable is shown: a key may have been given in its place.
     """
-    if not options.key_env:
+    if not variable:
         return ""
-    key, place = os.environ.get(options.key_env, "").strip(), "judge.endpoint.key_env"
+    key, place = os.environ.get(variable, "").strip(), "judge.endpoint.key_env"
     if not key:
         fix = "It is the name of an environment variable, and never the key itself."
         raise ConfigError([Problem(place, "names a variable that is not set", fix)])
@@ -200,7 +200,7 @@ def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator
             yield Problem(place, why, fix, ... if key == "endpoint.key_env" else value)
     if "endpoint" in options.names:
         try:
-            endpoint_key(options.endpoint)
+            endpoint_key(options.endpoint.key_env)
         except ConfigError as error:
             yield from error.problems
     voted = [name for name in VOTED if name in options.names]

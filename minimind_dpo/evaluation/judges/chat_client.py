@@ -55,7 +55,7 @@ class ChatClient:
         self._options = options
         self._cache = cache
         self._pause = pause
-        self._key = endpoint_key(options)
+        self._key = endpoint_key(options.key_env)
         self._opener = urllib.request.build_opener(_NoRedirect)
         self._ended = threading.Event()
         self._failures = 0
