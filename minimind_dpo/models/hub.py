@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -11,9 +13,10 @@ from typing import Any, Final, Literal
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
-from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.errors import CheckpointError, reason
 from minimind_dpo.models.minimind.native_file import check_finite
 from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.models.weight_files import stored_tensors, weight_files
@@ -39,8 +42,11 @@ class LoadOptions:
             raise CheckpointError(f"dtype={self.dtype} must be a floating point type")
 
 
-_LAYERS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
-_MOST_LAYERS: Final = 10_000
+_ADVICE: Final = ". Check its files, and the overrides under model.config"
+_COUNTS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num_labels")
+_MOST: Final = 10_000
+_SMALL: Final = 10**8
+"""Numbers of a model that fits into any memory, so that its shapes may be compared one by one."""
 _SAFETENSORS_DTYPES: Final = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -49,21 +55,60 @@ _SAFETENSORS_DTYPES: Final = {
 }
 
 
-def load_hub_model(
+def read_config(
     source: Path | str, overrides: Mapping[str, Any], options: LoadOptions
-) -> tuple[PreTrainedModel, Dialect]:
-    """Load a folder or hub name, strictly, with overridden fields of its configuration.
+) -> PreTrainedConfig:
+    """The configuration of a folder or hub name, with overridden fields.
 
     Raises:
-        CheckpointError: It cannot be fetched, needs code of its own, is no decoder-only model,
-            lacks weights or holds others.
+        CheckpointError: It needs code of its own, is no decoder-only model's, has values that
+            transformers refuses, or asks for many more numbers than the folder's weights have.
     """
-    config = _read_config(source, options)
-    config_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else None
-    _check_layers(overrides, f"{source}: model.config.")
+    where = _named(source, options.key)
+    _check_counts(overrides, f"{where}: model.config.")
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
+    except Exception as error:  # code that is not trusted, fields of the wrong kind
+        raise CheckpointError(f"{where}: {reason(error, _ADVICE)}") from error
+    if config.is_encoder_decoder:
+        raise CheckpointError(
+            f"{where} is an encoder-decoder ({config.model_type}); only decoder-only models are "
+            "supported"
+        )
     _override(config, overrides, str(source))
     _set_aside_habits(config)
     _set_dropout(config, options.dropout)
+    if isinstance(source, Path) and not options.trust_remote_code:
+        _check_size(config, source, where)
+    return config
+
+
+def _check_size(config: PreTrainedConfig, folder: Path, where: str) -> None:
+    """Refuse what would fill the memory before its weights are found to be of other shapes."""
+    stored = sum(path.stat().st_size for path in weight_files(folder) if os.path.isfile(path))
+    try:
+        with quiet(), no_init_weights(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(deepcopy(config))
+        numbers = sum(x.numel() for x in (*model.parameters(), *model.buffers()))
+    except Exception as error:  # classes without such a model, sizes beyond 64 bits
+        raise CheckpointError(f"{where} cannot be loaded: {reason(error, _ADVICE)}") from error
+    if numbers > max(stored, _SMALL):
+        raise CheckpointError(
+            f"{where}: its config.json, with the overrides under model.config, asks for "
+            f"{numbers:,} numbers, and the files of its weights have {stored:,} bytes"
+        )
+
+
+def load_hub_model(
+    source: Path | str, config: PreTrainedConfig, options: LoadOptions
+) -> tuple[PreTrainedModel, Dialect]:
+    """Load a folder or hub name, strictly, by what `read_config` gave.
+
+    Raises:
+        CheckpointError: It cannot be fetched, or lacks weights or holds others.
+    """
+    config_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else None
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -78,7 +123,8 @@ def load_hub_model(
                 **({"device_map": "meta"} if options.device == "meta" else {}),
             )
     except Exception as error:  # files, network, shapes and remote code all fail in their own way
-        raise CheckpointError(f"{options.key}={source} cannot be loaded: {_why(error)}") from error
+        what = f"{options.key}={source} cannot be loaded"
+        raise CheckpointError(f"{what}: {reason(error, _ADVICE)}") from error
     model, report = loaded
     _check_report(report, str(source))
     _check_finite(model, source)
@@ -115,56 +161,26 @@ def read_settings(source: Path | str, key: str = "model.path") -> dict[str, Any]
         with quiet():
             settings, _ = PreTrainedConfig.get_config_dict(source)
     except Exception as error:  # a missing name, the network, JSON
-        raise CheckpointError(f"{_named(source, key)}: {_why(error)}") from error
+        raise CheckpointError(f"{_named(source, key)}: {reason(error, _ADVICE)}") from error
     if not isinstance(settings, dict):  # JSON of another kind
         raise CheckpointError(f"{_named(source, key)}: config.json holds no settings")
     text: Any = settings.get("text_config")
     for part in (settings, text if isinstance(text, Mapping) else {}):
-        _check_layers(part, f"{_named(source, key)}: config.json has ")
+        _check_counts(part, f"{_named(source, key)}: config.json has ")
     return dict(settings)
 
 
-def _check_layers(settings: Mapping[str, Any], where: str) -> None:
-    """Refuse a number of layers whose modules alone would fill the memory."""
-    for name in _LAYERS:
+def _check_counts(settings: Mapping[str, Any], where: str) -> None:
+    """Refuse a number of layers or labels that alone would fill the memory."""
+    for name in _COUNTS:
         value = settings.get(name)
-        if isinstance(value, int | float) and value > _MOST_LAYERS:
-            raise CheckpointError(f"{where}{name}={value}, and no model has so many layers")
-
-
-def _read_config(source: Path | str, options: LoadOptions) -> PreTrainedConfig:
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(source, trust_remote_code=options.trust_remote_code)
-    except Exception as error:  # code that is not trusted, fields of the wrong kind
-        raise CheckpointError(f"{_named(source, options.key)}: {_why(error)}") from error
-    if config.is_encoder_decoder:
-        raise CheckpointError(
-            f"{options.key}={source} is an encoder-decoder ({config.model_type}); only "
-            "decoder-only models are supported"
-        )
-    return config
+        if isinstance(value, int | float) and value > _MOST:
+            raise CheckpointError(f"{where}{name}={value}, and no model has so many")
 
 
 def _named(source: Path | str, key: str) -> str:
     unknown = "" if isinstance(source, Path) else ": no such local path, and the hub gave no model"
     return f"{key}={source}{unknown}"
-
-
-def _why(error: Exception) -> str:
-    """What made transformers or torch fail, and what to do; not what they advise about code."""
-    text = str(error).strip().rstrip(".") or type(error).__name__
-    if "trust_remote_code" in text:
-        return (
-            "it comes with Python code of its own, which is not run. If you trust it, allow that "
-            "with model.trust_remote_code=true"
-        )
-    if "weights_only" in text:
-        return (
-            "its weights hold Python objects, which are not loaded because that can run code. Use "
-            "safetensors, or a file of plain weights"
-        )
-    return f"{text}. Check its files, and the overrides under model.config"
 
 
 def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> None:

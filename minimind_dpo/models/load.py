@@ -21,7 +21,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.hub import Device, LoadOptions, load_hub_model, read_settings
+from minimind_dpo.models.hub import (
+    Device,
+    LoadOptions,
+    load_hub_model,
+    read_config,
+    read_settings,
+)
 from minimind_dpo.models.locate import with_base
 from minimind_dpo.models.lora import add_saved_adapters
 from minimind_dpo.models.minimind.build import NativeSource, build, read_minimind, read_native
@@ -119,14 +125,17 @@ def load_model(
     """
     options = LoadOptions(dtype, dropout, trust_remote_code, device, key)
     source, adapters = with_base(path, adapters, key)
-    native = _read_native(source, options)
-    text_tokenizer = find_tokenizer(source, tokenizer, trust_remote_code)
     overrides = dict(config or {})
+    native = _read_native(source, options)
+    # What is wrong with a config.json would be told of its tokenizer, which reads it too.
+    settings = read_config(source, overrides, options) if native is None else None
+    text_tokenizer = find_tokenizer(source, tokenizer, trust_remote_code)
     if native is not None:
         lora = adapters if adapters is not None and adapters.is_file() else None
         model, dialect = build(native, overrides, dtype, dropout, device, lora)
     else:
-        model, dialect = load_hub_model(source, overrides, options)
+        assert settings is not None
+        model, dialect = load_hub_model(source, settings, options)
     if adapters is not None and adapters.is_dir():
         add_saved_adapters(model, adapters)
     elif adapters is not None and native is None:

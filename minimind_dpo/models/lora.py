@@ -18,7 +18,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.disk import replace, workspace
-from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.errors import CheckpointError, reason
 from minimind_dpo.models.export import check_own_folder, save_hf
 from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.locate import BASE
@@ -58,8 +58,7 @@ def add_adapters(model: PreTrainedModel, options: LoraOptions) -> None:
         with _without_warnings():
             model.add_adapter(settings)
     except (ValueError, re.error) as error:
-        why = " ".join(str(error).split())[:200]  # peft may print the whole model
-        raise CheckpointError(f"{where}: {why}") from error
+        raise CheckpointError(f"{where}: {reason(error)}") from error
     if isinstance(model.get_output_embeddings(), BaseTunerLayer):
         raise CheckpointError(
             f"{where}: the head ({_head_name(model)}) cannot have adapters, since it is run in "
@@ -160,8 +159,7 @@ def add_saved_adapters(model: PreTrainedModel, folder: Path) -> None:
                 ignore_mismatched_sizes=True,
             )
     except Exception as error:  # settings of other versions, layers that are not there
-        why = " ".join(str(error).split())[:300]  # peft may print the whole model
-        raise CheckpointError(f"{where} cannot be added to the model: {why}") from error
+        raise CheckpointError(f"{where} cannot be added to the model: {reason(error)}") from error
     wrong = sorted(
         map(str, {*report.missing_keys, *report.unexpected_keys, *report.mismatched_keys})
     )

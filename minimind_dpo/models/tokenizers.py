@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.errors import CheckpointError, reason
 from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.locate import TOKENIZER_FILES, locate, with_base
 from minimind_dpo.models.minimind.folder import is_minimind
@@ -100,7 +100,7 @@ def _load(source: Path | str, key: str, trust_remote_code: bool) -> PreTrainedTo
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise  # the run is to stop
         raise CheckpointError(
-            f"{key}={source}: its tokenizer cannot be loaded: {_why(error)}. Set model.tokenizer "
+            f"{key}={source}: its tokenizer cannot be loaded: {reason(error)}. Set model.tokenizer "
             "to a folder with tokenizer.json and tokenizer_config.json, or to a hub name"
         ) from error
     return tokenizer
@@ -114,16 +114,6 @@ def _read(source: Path | str, trust_remote_code: bool) -> PreTrainedTokenizerBas
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trusted)
 
 
-def _why(error: BaseException) -> str:
-    why = str(error).strip().rstrip(".")
-    if "trust_remote_code" in why:
-        return (
-            "it comes with Python code of its own, which is not run unless "
-            "model.trust_remote_code=true allows it"
-        )
-    return why
-
-
 def _check_agrees(
     tokenizer: PreTrainedTokenizerBase, folder: Path, trust_remote_code: bool
 ) -> None:
@@ -135,7 +125,7 @@ def _check_agrees(
             "Whether model.tokenizer numbers the special tokens as the tokenizer in %s does is not "
             "known, since that one cannot be loaded: %s.",
             folder,
-            _why(error),
+            reason(error),
         )
         return
     vocabulary, numbers = model_tokenizer.get_vocab(), tokenizer.get_vocab()

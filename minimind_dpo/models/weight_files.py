@@ -36,7 +36,7 @@ def _parts(index: Path) -> list[str]:
     try:
         content: Any = json.loads(index.read_text(encoding="utf-8"))
         return [str(name) for name in content["weight_map"].values()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} does not name the parts of the weights: {error}") from error
 
 

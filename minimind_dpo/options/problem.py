@@ -91,3 +91,18 @@ def shown(value: Any) -> str:
     else:
         text = str(value)
     return text if len(text) <= 200 else text[:197] + "..."
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), 127) if chr(code) not in "\t\n"}
+
+
+def printable(text: str) -> str:
+    """Text that any terminal and file can take: no control characters, no half surrogate pairs.
+
+    Bytes of a name that are not UTF-8 become `\\xb9`.
+    """
+    text = text.translate(_CONTROLS)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
+        return text.encode("utf-8", "backslashreplace").decode()

@@ -166,3 +166,61 @@ def test_a_tokenizer_that_panics_is_refused(folder: Path, capfd: Any) -> None:
     }
     (folder / "tokenizer.json").write_text(json.dumps(content))
     assert "its tokenizer cannot be loaded: no entry found for key" in refused(folder)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"hidden_size": "x"},
+        {"num_attention_heads": 3},
+        {"rope_parameters": True},
+        {"pad_token_id": "x"},
+    ],
+)
+def test_a_fault_of_config_json_is_told_in_one_line_and_not_as_the_tokenizers(
+    folder: Path, fields: dict[str, Any]
+) -> None:
+    change(folder / "config.json", **fields)
+    told = refused(folder)
+    assert "tokenizer" not in told
+    assert "\n" not in told
+    assert "Check its files, and the overrides under model.config" in told
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"head_dim": 10**9}, "numbers, and the files of its weights have"),
+        ({"vocab_size": 10**12}, "asks for 32,000,000,"),
+        ({"vocab_size": 2**70}, "Overflow when unpacking"),
+        ({"num_labels": 10**18}, "num_labels=1000000000000000000, and no model has so many"),
+    ],
+)
+def test_sizes_that_would_fill_the_memory_are_refused_before_it_is_taken(
+    folder: Path, fields: dict[str, Any], reason: str, device: Any
+) -> None:
+    change(folder / "config.json", **fields)
+    assert reason in refused(folder, device=device)
+
+
+def test_names_that_a_terminal_would_obey_or_cannot_write_are_spelt_out(v2_file: Path) -> None:
+    torch.save({**v2_state(), "x\x1b[31m\udcff\ud800": torch.zeros(3)}, v2_file)
+    assert r"x\x1b[31m\udcff\ud800" in refused(v2_file, config=HEADS, tokenizer=False)
+
+
+@pytest.mark.parametrize("part", ["x" * 5000, "a\0b"])
+def test_an_index_of_parts_that_cannot_be_files_is_refused(folder: Path, part: str) -> None:
+    (folder / "model.safetensors").unlink()
+    change(folder / "config.json", model_type="minimind")
+    index = folder / "model.safetensors.index.json"
+    change(index, weight_map={"a": part})
+    assert "is missing, which its index names" in refused(folder)
+
+
+def test_an_index_of_parts_that_is_nested_too_deeply_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    change(folder / "config.json", model_type="minimind")
+    index = folder / "model.safetensors.index.json"
+    index.write_text("[" * 100_000)
+    assert "does not name the parts of the weights" in refused(folder)

@@ -233,6 +233,15 @@ def test_a_mask_other_than_the_causal_one_is_refused(tmp_path: Path, change: str
     assert "mask" in reason
 
 
+@pytest.mark.parametrize("shape", [(3,), (), (1, 1, 0, 0), (6, 6)])
+def test_a_mask_of_other_dimensions_is_refused(v2_file: Path, shape: tuple[int, ...]) -> None:
+    key = "minimind_dense.blocks.0.attention.mask"
+    torch.save({**v_learn_state(), key: torch.zeros(shape)}, v2_file)
+    assert f"{key} has shape {shape}, not 4 dimension(s)" in refused(v2_file, {"head_num": 2})
+    torch.save({**v2_state(), "x.attention.mask": torch.zeros(shape)}, v2_file)
+    assert "x.attention.mask is not the causal mask" in refused(v2_file)
+
+
 def test_dropout_and_dtype_out_of_range_are_refused(v2_file: Path) -> None:
     with pytest.raises(CheckpointError, match=r"model.dropout=1.0"):
         load_model(v2_file, config=HEADS, tokenizer=False, dropout=1.0)

@@ -35,10 +35,10 @@ from minimind_dpo.data.read.messages import (
     parse_turn,
     parse_turns,
 )
-from minimind_dpo.data.read.problems import DataError, printable
+from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.read.records import iterate_records
 from minimind_dpo.data.read.sources import TABLES, DataFile, Files, resolve_files
-from minimind_dpo.options.problem import Problem
+from minimind_dpo.options.problem import Problem, printable
 
 _NEEDED = ("chosen", "rejected")
 """Columns without which a record is a problem by itself."""

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from minimind_dpo.options.problem import Problem
+from minimind_dpo.options.problem import Problem, printable
 
 SHOWN = 20
 """Different problems spelt out in a message; the others are counted."""
@@ -96,11 +96,3 @@ class DataError(ValueError):
         if others:
             lines.append(f"  ... and {others:,} more")
         super().__init__(printable("\n".join([*lines, hint] if hint else lines)))
-
-
-def printable(text: str) -> str:
-    """Text that any terminal and file can take: bytes of a name that are not UTF-8 as `\\xb9`."""
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a surrogate pair that stands for no byte
-        return text.encode("utf-8", "backslashreplace").decode()

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from minimind_dpo.data.read.problems import DataError, printable
-from minimind_dpo.options.problem import Problem, missing_file, package_problems
+from minimind_dpo.data.read.problems import DataError
+from minimind_dpo.options.problem import Problem, missing_file, package_problems, printable
 
 Files: TypeAlias = "str | Path | Iterable[str | Path]"
 """A path, a glob, a hub data set, or several of these."""

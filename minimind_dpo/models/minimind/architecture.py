@@ -66,7 +66,7 @@ def resolve_fields(
         moe: Whether the file holds experts.
         shapes: Shape of each tensor, by key without wrapper prefix.
         overrides: What the user set under `model.config`, in either spelling.
-        stated: What a folder's `config.json` says, likewise; an override has precedence.
+        config_fields: What a folder's `config.json` says, likewise; an override has precedence.
 
     Raises:
         CheckpointError: An unknown name, a value of the wrong kind, or one that the shapes
@@ -180,9 +180,9 @@ def _read_shapes(
         for heads, part in (("num_attention_heads", "q_proj"), ("num_key_value_heads", "k_proj")):
             rows = _shape(shapes, f"{layer}self_attn.{part}.weight", 2)[0]
             by_shape[heads] = rows // by_shape["head_dim"]
-    mask = shapes.get(f"{layer}{names.attention}.mask")
-    if mask is not None:
-        by_shape["max_position_embeddings"] = mask[-1]
+    mask = f"{layer}{names.attention}.mask"
+    if mask in shapes:
+        by_shape["max_position_embeddings"] = _shape(shapes, mask, 4)[-1]
     return by_shape
 
 

@@ -164,12 +164,10 @@ def _mask_fill(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> float:
     if not masks:
         return float("-inf")
     size = fields["max_position_embeddings"]
-    first = next(iter(masks.values()))
-    fill = first[..., 0, -1].item() if size > 1 else float("-inf")
+    first, shape = next(iter(masks.values())), (1, 1, size, size)
+    fill = first[0, 0, 0, -1].item() if size > 1 and first.shape == shape else float("-inf")
     for key, mask in masks.items():
-        plain = mask.shape == (1, 1, size, size) and torch.equal(
-            mask, causal_mask(size, fill, mask.dtype)
-        )
+        plain = mask.shape == shape and torch.equal(mask, causal_mask(size, fill, mask.dtype))
         if not plain or (size > 1 and not fill <= -1e4):
             raise CheckpointError(
                 f"{key} is not the causal mask that this architecture stores (zero, and "

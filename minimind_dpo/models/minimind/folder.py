@@ -6,6 +6,7 @@ tensors. The code in the folder is not run; it is copied, so that an export has 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,8 +92,10 @@ def read_folder(
         )
     state: dict[str, Tensor] = {}
     for path in files:
-        if not path.is_file():
-            raise CheckpointError(f"{key}={folder}: {path.name} is missing, which its index names")
+        if not os.path.isfile(path):  # which takes a name that is too long
+            raise CheckpointError(
+                f"{key}={folder}: {path.name:.100} is missing, which its index names"
+            )
         tensors = dict(stored_tensors(path)) if path.suffix == ".safetensors" else None
         state |= read_tensors(path) if tensors is None else check_tensors(tensors, path)
     code = {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}
