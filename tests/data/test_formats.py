@@ -227,7 +227,7 @@ def test_bad_rows_of_a_table_are_named_and_the_next_are_read(tmp_path) -> None:
         problems,
         [
             "d.csv:3: has 2 values for 4 columns",
-            "d.csv:5: is not valid UTF-8 (byte 0xff).",
+            "d.csv:5: is not valid UTF-8 (byte 0xff at 3).",
             "d.csv:6: is not valid CSV: ",
             "d.csv:7: 'weight' is 'heavy', not a number",
             "d.csv:8: holds turns as Python prints them, not as JSON",

@@ -127,7 +127,9 @@ def test_a_small_file_that_unpacks_to_much_is_read_in_little_memory(
     assert peak < 24 << 20  # of 40 MiB
 
 
-def test_a_list_of_json_is_read_in_pieces_with_every_line_and_column_right(tmp_path) -> None:
+def test_a_list_of_json_is_read_in_pieces_with_every_line_and_column_right_past_bad_bytes(
+    tmp_path,
+) -> None:
     rows = [{**PAIR, "prompt": f"q {n} \u4e2d\U0001f600" + "x" * (n % 700)} for n in range(4000)]
     texts = [
         json.dumps(row, indent=n % 3 or None, ensure_ascii=False) for n, row in enumerate(rows)
@@ -146,14 +148,12 @@ def test_a_list_of_json_is_read_in_pieces_with_every_line_and_column_right(tmp_p
         f"d.json:{line}: is not valid JSON: Expecting ':' delimiter (column {column}); "
         "what follows in this file cannot be read."
     ]
-    bad = written[:-2].encode() + b',\n"\xff"]'
+    bad = written[:-2].encode() + b',\n"\xff",\n' + texts[0].encode() + b"]"
     (tmp_path / "e.json").write_bytes(bad)
     sources, problems, _ = read(tmp_path / "e.json")
-    assert len(sources) == len(rows)
-    at = bad.count(b"\n") + 1
-    assert problems == [
-        f"e.json:{at}: is not valid UTF-8 (byte 0xff); what follows in this file cannot be read."
-    ]
+    at = (written[:-2].count("\n")) + 2
+    assert sources == [f"e.json:{number}" for number in [*lines, at + 1]]
+    assert problems == [f"e.json:{at}: is not valid UTF-8 (byte 0xff at 2)."]
 
 
 def test_a_key_that_stands_twice_among_many_is_found_in_one_pass(write) -> None:

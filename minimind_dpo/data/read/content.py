@@ -113,6 +113,16 @@ def encoding_problem(file: DataFile) -> str:
     return f"looks like GBK; {unpack}convert it to UTF-8 ({how})"
 
 
+def not_utf8(text: str) -> str:
+    """Which byte of text that was decoded with `surrogateescape` is not UTF-8; empty for none."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        place = len(text[: error.start].encode()) + 1
+        return f"is not valid UTF-8 (byte 0x{ord(text[error.start]) & 0xFF:02x} at {place})"
+    return ""
+
+
 def _decodes(data: bytes, encoding: str) -> bool:
     """Whether bytes, whose end may be cut anywhere, are text of an encoding."""
     try:

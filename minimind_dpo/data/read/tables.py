@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from minimind_dpo.data.read.content import LONGEST, Record, read_chunks, split_lines
+from minimind_dpo.data.read.content import LONGEST, Record, not_utf8, read_chunks, split_lines
 from minimind_dpo.data.read.sources import TABLES, DataFile
 
 _TURNS = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
@@ -70,11 +70,8 @@ def _row(header: list[str], row: list[str]) -> tuple[dict[str, Any] | None, str]
     """A row by the names of its columns, or why it is none."""
     if len(row) != len(header):
         return None, f"has {len(row)} values for {len(header)} columns"
-    try:
-        "".join(row).encode()
-    except UnicodeEncodeError as error:
-        byte = ord("".join(row)[error.start]) & 0xFF
-        return None, f"is not valid UTF-8 (byte 0x{byte:02x})"
+    if problem := not_utf8(",".join(row)):
+        return None, problem
     try:
         return {name: _cell(text) for name, text in zip(header, row, strict=True)}, ""
     except ValueError as error:

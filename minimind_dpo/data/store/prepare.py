@@ -39,7 +39,7 @@ from minimind_dpo.disk import remove_dead, workspace
 from minimind_dpo.options.limits import check_limits
 from minimind_dpo.options.problem import Problem
 
-READER = 2
+READER = 3
 """Version of how files become pairs; raise it with every change that gives other pairs."""
 
 _CHUNK = 64
