@@ -22,7 +22,7 @@ from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_search, for_sweep
 from minimind_dpo.config.schema import Config
 from minimind_dpo.exit_codes import NOT_READ
-from minimind_dpo.run.output import keep_output
+from minimind_dpo.output import keep_output, lead_nowhere
 
 
 def main() -> None:
@@ -88,7 +88,7 @@ def _show(line: CommandLine) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         # What is left of it must not be written when Python ends either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout.fileno())
         sys.exit(NOT_READ)
     sys.exit(code)
 

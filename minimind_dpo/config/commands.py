@@ -6,7 +6,6 @@ other keys are the configuration's, composed as for training, over a run's own w
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
@@ -27,6 +26,7 @@ from minimind_dpo.exit_codes import DONE, INTERRUPTED, NOT_READ, WRONG_INPUT
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.limits import limit_problems
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
+from minimind_dpo.output import lead_nowhere
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def end(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
         sys.exit(WRONG_INPUT)
     except BrokenPipeError:
         # What is left of the output must not be written when Python ends either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        lead_nowhere(sys.stdout.fileno())
         sys.exit(NOT_READ)
     except (OSError, RuntimeError) as error:
         sentence = os_errors.explain(error)

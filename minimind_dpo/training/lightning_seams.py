@@ -54,15 +54,16 @@ def put_loops_back(trainer: L.Trainer, state: Progress) -> None:
     trainer.fit_loop.load_state_dict(state)
 
 
-def complete_micro_batch(loops: Progress, validation_due: bool) -> None:
+def complete_micro_batch(loops: Progress, validates: bool, validation_due: bool) -> None:
     """Turn counters taken in the hooks of a micro-batch into those just after it.
 
     A validation that is due is marked as begun and not finished; Lightning then runs it from its
-    first batch.
+    first batch. One that is done it passes over, by itself.
 
     Args:
         loops: `loop_state`, or what a checkpoint has of it; changed in place.
-        validation_due: Whether a validation follows this micro-batch.
+        validates: Whether a validation follows this micro-batch.
+        validation_due: Whether it is not done yet.
     """
     batches = loops["epoch_loop.batch_progress"]
     for counts in (batches["total"], batches["current"]):
@@ -71,7 +72,7 @@ def complete_micro_batch(loops: Progress, validation_due: bool) -> None:
         begun = {"ready": 1, "started": 1, "processed": 0, "completed": 0}
         validation = loops["epoch_loop.val_loop.batch_progress"]
         validation |= {"total": dict(begun), "current": dict(begun), "is_last_batch": False}
-    else:
+    elif not validates:  # else Lightning counts this step when it comes to the validation
         loops["epoch_loop.state_dict"]["_batches_that_stepped"] += 1
 
 

@@ -2,8 +2,12 @@
 
 A handler sets a flag. Training looks at it between micro-batches, saves the end of the last
 optimizer step and raises `Stopped`; the resumed run repeats the micro-batches of a step that was
-begun. A signal may reach one of several ranks alone: they agree at the end of each step, and all
-save together. Nothing that talks to other ranks runs inside a handler: that hangs.
+begun. A signal may reach one of several ranks alone: once a step, as its last micro-batch begins,
+they ask each other, and all save and stop at its end; after a signal in that micro-batch, at the
+end of the next step. Nothing that talks to other ranks runs inside a handler: that hangs.
+
+The first signal is the one that counts. Later ones raise nothing, so that they interrupt neither
+what is being saved nor loading processes that are being ended.
 
 Python runs handlers between calls into torch, and a backward pass is one call. So a thread reads
 signals as they come: it answers the first one, and ends the process at a second Ctrl-C. What is
@@ -33,6 +37,7 @@ from torch import nn
 
 from minimind_dpo.exit_codes import INTERRUPTED, TERMINATED
 from minimind_dpo.launch import STOP_SIGNALS, heeded_signals
+from minimind_dpo.output import lead_nowhere
 from minimind_dpo.training.agreement import ask_highest
 
 _SAME_PRESS: Final = 0.3  # seconds in which a launcher may pass on a Ctrl-C that came by itself
@@ -84,7 +89,6 @@ class StopRequest:
         self.step = self.saved_step = 0
         self.saved: Path | None = None
         self.speaks = True
-        self._raised = False
         self._pressed = 0.0
         self._process = os.getpid()
         self._sockets: tuple[socket.socket, ...] = ()
@@ -174,9 +178,10 @@ class StopRequest:
             signal.signal(signal.SIGINT, self._before.get(signum) or signal.default_int_handler)
             signal.raise_signal(signal.SIGINT)
             return
-        self.signum = self.signum or signum
-        if not self.waits_for and not self._raised:
-            self._raised = True
+        if self.signum:
+            return
+        self.signum = signum
+        if not self.waits_for:
             raise Stopped(signum)
 
     def _answer(self, read: socket.socket) -> None:
@@ -220,7 +225,7 @@ def _leave_closed_terminal() -> None:
             os.get_terminal_size(descriptor)
         except OSError as error:
             if error.errno == errno.EIO:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+                lead_nowhere(descriptor)
 
 
 def _forget_thread() -> None:

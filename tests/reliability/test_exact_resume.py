@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
 
 from minimind_dpo.training.resume.checkpoint_io import step_files, step_of
+from minimind_dpo.training.signals import Stopped
 
 
 def same(got: Any, expected: Any, where: str = "") -> None:
@@ -72,6 +75,34 @@ def test_every_saved_state_leads_to_the_same_end(toy: Any, curves_of: Any, case:
         assert {key for key in rest.steps if key[0] < step} == set()
         missing = {k for k in whole.steps if k[0] > step} - rest.steps.keys()
         assert missing == set()
+
+
+@pytest.mark.parametrize("when", ["next step", "end"])
+def test_a_stop_after_a_validation_does_not_log_it_again(
+    toy: Any, curves_of: Any, when: str
+) -> None:
+    """States are saved at a signal alone (`save_last=false`)."""
+    toy.every, toy.trainer = None, {"max_epochs": 2, "val_check_interval": 2}
+    at = 10 if when == "end" else 4
+    module, trainer = toy.fit("whole")
+
+    class Stop(L.Callback):
+        def on_validation_end(self, trainer: L.Trainer, *args: Any) -> None:
+            if trainer.global_step == at:
+                newest = trainer.checkpoint_callbacks[-1]
+                newest.stop.signum = signal.SIGTERM  # type: ignore[attr-defined]
+
+    toy.extra = [Stop()]
+    with pytest.raises(Stopped):
+        toy.fit("part")
+    toy.extra, rest = [], curves_of()
+    (state,) = step_files(toy.folder / "part" / "checkpoints")
+    assert step_of(state) == at
+    resumed, again = toy.fit("rest", rest, resume=state)
+    assert {step for step, name in rest.steps if name == "val/loss"} == set(range(at + 2, 11, 2))
+    same(resumed.state_dict(), module.state_dict())
+    if when != "end":
+        same(again.fit_loop.state_dict(), trainer.fit_loop.state_dict())
 
 
 def test_random_numbers_matter_in_this_proof(toy: Any) -> None:

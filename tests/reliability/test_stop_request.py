@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +19,8 @@ from minimind_dpo.config.compose import compose
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.run import fit as fit_module
 from minimind_dpo.training.distributed import RankGuard
-from minimind_dpo.training.resume.checkpoint_io import read_header
+from minimind_dpo.training.resume.callback import ResumeCheckpoint
+from minimind_dpo.training.resume.checkpoint_io import AtomicCheckpointIO, read_header
 from minimind_dpo.training.signals import Stopped, StopRequest
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -66,9 +69,44 @@ def test_a_second_ctrl_c_is_the_callers_where_nobody_listens(request_: StopReque
         os.kill(os.getpid(), signal.SIGINT)
 
 
+def test_signals_after_the_first_raise_nothing(request_: StopRequest) -> None:
+    """A run that saves and ends is not to be interrupted: in a `__del__` it would be a traceback."""
+    request_.waits_for = "this step"
+    os.kill(os.getpid(), signal.SIGTERM)
+    request_.waits_for = ""
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert request_.signum == signal.SIGTERM
+
+
+@pytest.mark.parametrize("end", ["failure", "end"])
+def test_a_signal_while_a_thread_writes_the_last_state_waits_for_it(
+    end: str, tmp_path: Path
+) -> None:
+    io, written, heard = AtomicCheckpointIO(background=True), threading.Event(), []
+    callback = ResumeCheckpoint(tmp_path)
+    callback.stop.waits_for = "this step"
+    strategy = SimpleNamespace(checkpoint_io=io)
+    trainer: Any = SimpleNamespace(strategy=strategy, world_size=1)
+
+    def write() -> None:
+        assert written.wait(20)
+        heard.append(callback.stop.waits_for)
+
+    io.then(lambda: None)
+    io._writer.do(write)
+    threading.Timer(0.05, written.set).start()
+    if end == "end":
+        callback.on_train_end(trainer, SimpleNamespace())  # type: ignore[arg-type]
+    else:
+        callback.on_exception(trainer, SimpleNamespace(), ValueError())  # type: ignore[arg-type]
+    assert (heard, callback.stop.waits_for) == (["this step"], "")
+
+
 def test_a_closed_terminal_stops_a_run_and_fails_no_write(request_: StopRequest) -> None:
     request_.waits_for = "this step"
-    kept = os.dup(2)
+    kept, free = os.dup(2), os.dup(2)
+    os.close(free)
     master, terminal = os.openpty()
     os.dup2(terminal, 2)
     os.close(terminal)
@@ -78,6 +116,8 @@ def test_a_closed_terminal_stops_a_run_and_fails_no_write(request_: StopRequest)
             os.write(2, b"a line")
         os.kill(os.getpid(), signal.SIGHUP)
         os.write(2, b"a line")
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(free)  # none is left open
     finally:
         os.dup2(kept, 2)
         os.close(kept)

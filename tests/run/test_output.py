@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from minimind_dpo.run.output import keep_output
+from minimind_dpo.output import keep_output
 
 Stdout = Callable[[int, str], io.TextIOWrapper]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -156,6 +157,25 @@ def test_a_second_ctrl_c_ends_at_once_and_says_what_is_lost(cli: Any) -> None:
     saved = f"step-{cli.newest_step('stalled'):08d}.ckpt"
     assert f"Nothing newer than {saved} was saved; training was at step 8" in process.text()
     assert process.survivors() == []
+
+
+def test_signals_that_come_while_a_stopped_run_ends_change_nothing_and_print_no_traceback(
+    cli: Any,
+) -> None:
+    """As `timeout` and schedulers send them; loading processes are ended meanwhile."""
+    for again in range(3):
+        run = f"again-{again}"
+        process = cli.start(*WORKERS, f"run_dir={run}")
+        wait_for_state(cli, run, 2, process)
+        with contextlib.suppress(ProcessLookupError):
+            for _ in range(200):
+                os.killpg(process.pid, signal.SIGTERM)
+                time.sleep(0.005)
+        assert process.wait() == 143, process.text()
+        assert "Traceback" not in process.text(), process.text()
+        step = cli.newest_step(run)
+        assert f"Everything up to step {step} is saved" in process.text()
+        assert process.survivors() == []
 
 
 def test_ctrl_c_before_the_first_step_promises_nothing(cli: Any) -> None:

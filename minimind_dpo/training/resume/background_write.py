@@ -47,8 +47,7 @@ class BackgroundWriter:
     def raise_failure(self) -> None:
         """Raise what a job has raised, once."""
         if self._failure is not None:
-            for job in self._jobs:
-                job.result()  # those behind it are left out
+            self.settle()  # jobs behind it are left out
             failure, self._failure, self._jobs = self._failure, None, []
             raise failure
 
@@ -58,10 +57,14 @@ class BackgroundWriter:
         Raises:
             Exception: What one of them has raised.
         """
-        for job in self._jobs:
-            job.result()
+        self.settle()
         self.raise_failure()
         self._jobs = []
+
+    def settle(self) -> None:
+        """Until all jobs are done; what one of them has raised is kept."""
+        for job in self._jobs:
+            job.result()
 
 
 def is_on_cuda(state: Any) -> bool:

@@ -121,7 +121,7 @@ class ResumeCheckpoint(Checkpoint):
         self.accept_changes = accept_changes
         self.start_metrics: dict[str, float] = {}
         self._saved_step = -1
-        self._validation_due = False
+        self._validates = self._validation_due = False  # after this step; and is not done yet
         self._saving = False
         self._end_of_step: EndOfStep | None = None
         self._answer: Callable[[], Stopped | None] | None = None
@@ -144,7 +144,7 @@ class ResumeCheckpoint(Checkpoint):
             remove_dead(self.folder)
             set_aside_newer(self.folder, step)
         use_new_learning_rate(trainer, pl_module)
-        self.stop.waits_for = "this micro-batch" if trainer.world_size == 1 else "this step"
+        self.stop.waits_for = "this micro-batch" if trainer.world_size == 1 else "a step"
         # NOTE: Lightning has just installed handlers that talk to other ranks; that hangs.
         self.stop.install()
         keep_signals_from(trainer)
@@ -152,7 +152,7 @@ class ResumeCheckpoint(Checkpoint):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """A stop does not wait for the rest of a step; several ranks ask only at its end.
+        """A stop does not wait for the rest of a step; several ranks ask before its last part.
 
         Raises:
             Stopped: Once the end of the last step is saved.
@@ -181,7 +181,7 @@ class ResumeCheckpoint(Checkpoint):
         self.stop.step = trainer.global_step
         if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
             io.raise_failure()
-        self._validation_due = validation_follows(trainer)
+        self._validates = self._validation_due = validation_follows(trainer)
         stopped = (self._answer or self.stop.ask(trainer))()
         exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
         if stopped or exhausted or self._is_due(trainer):
@@ -206,21 +206,25 @@ class ResumeCheckpoint(Checkpoint):
         if trainer.state.fn == "fit":
             self._stop_if_asked(trainer)
 
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A state that is saved after a validation does not ask for it again."""
+        if trainer.state.fn == "fit":
+            self._validation_due = False
+
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Nobody looks at the flag any more.
 
         Raises:
             Stopped: It was set after the last step.
         """
-        self.stop.waits_for = ""
-        if stopped := self.stop.ask(trainer)():
-            raise stopped
+        self._stop_no_more(trainer)
+        self._stop_if_asked(trainer)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
         """Nobody looks at the flag any more."""
-        self.stop.waits_for = ""
+        self._stop_no_more(trainer)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -235,7 +239,8 @@ class ResumeCheckpoint(Checkpoint):
             "start_metrics": self.start_metrics,
         }
         if self._saving:
-            complete_micro_batch(checkpoint["loops"]["fit_loop"], self._validation_due)
+            loops = checkpoint["loops"]["fit_loop"]
+            complete_micro_batch(loops, self._validates, self._validation_due)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -282,6 +287,12 @@ class ResumeCheckpoint(Checkpoint):
                 self._end_of_step.put_back(trainer)
                 self.save(trainer)
             raise stopped
+
+    def _stop_no_more(self, trainer: L.Trainer) -> None:
+        """Let signals raise `Stopped` themselves, once no thread is writing a state any more."""
+        if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
+            io.settle()
+        self.stop.waits_for = ""
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if self.every_n_steps is None:

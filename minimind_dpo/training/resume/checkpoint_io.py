@@ -131,6 +131,10 @@ class AtomicCheckpointIO(CheckpointIO):
         """Raise what has kept a thread from saving, if anything has."""
         self._writer.raise_failure()
 
+    def settle(self) -> None:
+        """Wait for what is being written; failures are raised later."""
+        self._writer.settle()
+
     def teardown(self) -> None:
         """Wait for what is being written; at the end of a run, and when it stops or fails."""
         self._writer.wait()

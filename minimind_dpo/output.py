@@ -10,6 +10,13 @@ from typing import Any, Final
 _NAMES: Final = ("stdout", "stderr")
 
 
+def lead_nowhere(descriptor: int) -> None:
+    """Let whatever is written to a descriptor from now on be dropped."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, descriptor)
+    os.close(nowhere)
+
+
 def keep_output() -> None:
     """Let writing to standard output and error never fail in this process.
 
@@ -44,9 +51,7 @@ class _KeptFile(io.FileIO):
             return super().write(data)
         except OSError as error:
             # NOTE: not a flag: what C code and other processes write to it would fail still.
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, self.fileno())
-            os.close(nowhere)
+            lead_nowhere(self.fileno())
             if self.fileno() != 2:
                 message = f"Standard output ends here ({error.strerror}); the run goes on."
                 print(message, file=sys.stderr)
