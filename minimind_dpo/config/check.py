@@ -202,9 +202,9 @@ def machine_problems(config: Config, machine: Machine, world_size: int | None) -
     if trainer.precision == "bf16-mixed" and kind in ("gpu", "cuda") and not machine.bfloat16:
         why = "is emulated on this card, many times slower than float32"
         yield Problem("trainer.precision", why, "Use 16-mixed.", "bf16-mixed")
-    if config.optim.fused is True and trainer.precision == "16-mixed":
-        why = "does not go with trainer.precision=16-mixed, whose scaler has to see the gradients"
-        yield Problem("optim.fused", why, "Leave it at auto, or use bf16-mixed.", True)
+    if config.optim.fused is True and trainer.precision == "16-mixed" and not machine.cuda:
+        why = "goes with trainer.precision=16-mixed on CUDA alone: elsewhere its scaler unscales too late"
+        yield Problem("optim.fused", why, "Leave it at auto.", True)
     if library == "onednn" and not machine.onednn:
         why = "is not in this build of torch"
         yield Problem("model.matmul_library", why, "Use auto or torch.", library)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,6 +14,9 @@ from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.objective.logps import AuxLoss, sequence_logps
+
+BATCH_TOKENS: Final = 16384
+"""Of a forward pass without gradients, where neither the user nor a GPU's memory says more."""
 
 
 def score(

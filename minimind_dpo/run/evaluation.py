@@ -23,12 +23,12 @@ from minimind_dpo.evaluation.judges.accuracy import MOST_PAIRS, Pairs
 from minimind_dpo.evaluation.judges.pairs import Ground
 from minimind_dpo.evaluation.judges.votes import kept_answers
 from minimind_dpo.evaluation.sampling import end_ids, room
+from minimind_dpo.evaluation.scoring import BATCH_TOKENS
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_configured
 from minimind_dpo.models.lora import adapters_off, has_adapters
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.judges import build_judge
-from minimind_dpo.training.options import BATCH_TOKENS
 
 
 def lending(model: PreTrainedModel) -> Lend:

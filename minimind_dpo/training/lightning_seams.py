@@ -159,7 +159,7 @@ class GuardedHalfPrecision(MixedPrecision):
         return result
 
 
-def half_precision_plugin(precision: Any, on_cuda: bool) -> MixedPrecision | None:
+def half_precision_plugin(precision: str, on_cuda: bool) -> MixedPrecision | None:
     """`GuardedHalfPrecision` for 16-mixed on CUDA; None where Lightning's own does."""
-    half = precision in ("16-mixed", "16", 16)
-    return GuardedHalfPrecision() if half and on_cuda and torch.cuda.is_available() else None
+    guarded = precision == "16-mixed" and on_cuda and torch.cuda.is_available()
+    return GuardedHalfPrecision() if guarded else None

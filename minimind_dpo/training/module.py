@@ -163,7 +163,7 @@ class DPOModule(L.LightningModule):
             self.guard.stop_if_exhausted()
 
     def on_train_end(self) -> None:
-        """Learn of the last steps before anybody asks whether the run diverged."""
+        """Count the steps since the last logged one, where a callback ended the run early."""
         self.guard.read(self.trainer)
 
     def on_validation_epoch_start(self) -> None:

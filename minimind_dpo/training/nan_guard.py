@@ -41,7 +41,7 @@ class _Step(NamedTuple):
         number: Counted from 1.
         facts: (3,) on the device: norm of the gradient, 1 where a loss was not finite else 0, and
             the gradient scale, 0 without a scaler.
-        pairs: Rows and losses of each micro-batch.
+        pairs: Of each micro-batch its rows, and whether their losses are finite.
     """
 
     number: int
@@ -76,17 +76,20 @@ class StepGuard:
         self.norm = 0.0
         self.taken = torch.tensor(True)
         self._pairs: list[tuple[Tensor, Tensor]] = []
+        self._finite: list[Tensor] = []
         self._unread: list[_Step] = []
 
     def watch(self, pair_index: Tensor, losses: Tensor) -> Tensor:
-        """Remember a micro-batch's pairs and losses until its step is read.
+        """Remember a micro-batch's pairs until its step is read, and which losses are finite.
 
         Returns:
             Factor of the micro-batch's loss, a scalar: 1, or NaN where one of the losses is not
             finite, whose gradient might be.
         """
-        self._pairs.append((pair_index, losses.detach()))
-        return torch.where(losses.detach().isfinite().all(), 1.0, math.nan)
+        finite = losses.detach().isfinite()
+        self._pairs.append((pair_index, finite))
+        self._finite.append(finite.all())
+        return torch.where(self._finite[-1], 1.0, math.nan)
 
     def decide(
         self, optimizer: torch.optim.Optimizer, norm: Tensor, step: int, scale: Tensor | None = None
@@ -106,12 +109,12 @@ class StepGuard:
             optimizer.found_inf = (~self.taken).float()  # type: ignore[attr-defined]
         elif not self.taken:
             optimizer.zero_grad()
-        bad = [~losses.isfinite().all() for _, losses in self._pairs]
-        loss_is_bad = torch.stack(bad).any() if bad else torch.zeros_like(norm)
+        finite = self._finite
+        loss_is_bad = ~torch.stack(finite).all() if finite else torch.zeros_like(norm)
         scale = torch.zeros_like(norm) if scale is None else scale
         facts = torch.stack([fact.to(norm) for fact in (norm, loss_is_bad, scale)])  # (3,)
         self._unread.append(_Step(step, facts, self._pairs))
-        self._pairs = []
+        self._pairs, self._finite = [], []
 
     def read(self, trainer: L.Trainer) -> None:
         """Count the steps since the last call, and say which pairs were in refused ones.
@@ -176,7 +179,7 @@ class StepGuard:
 
     def _suspects(self, pairs: list[tuple[Tensor, Tensor]]) -> str:
         rows = torch.cat([index for index, _ in pairs] or [torch.zeros(0)]).tolist()
-        finite = torch.cat([loss.isfinite() for _, loss in pairs] or [torch.zeros(0)])
+        finite = torch.cat([finite for _, finite in pairs] or [torch.zeros(0)])
         bad = [int(row) for row, good in zip(rows, finite.tolist(), strict=True) if not good]
         label = "Pairs with a loss that is not finite" if bad else "Its pairs, each loss finite"
         named = [self.sources(int(row)) for row in (bad or rows)[:20]]

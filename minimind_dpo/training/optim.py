@@ -28,7 +28,17 @@ WARMUP_RATIO = 0.1
 def make_optimizer(
     model: nn.Module, options: OptimizerOptions, *, allow_fused: bool = True
 ) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; vectors (norms, biases) are not decayed."""
+    """AdamW over the trainable parameters; vectors (norms, biases) are not decayed.
+
+    Args:
+        model: The policy.
+        options: Its settings.
+        allow_fused: Whether gradients are unscaled before the optimizer's step; a fused one would
+            unscale them itself, after they were clipped.
+
+    Raises:
+        ValueError: Nothing is trainable, or `fused` is asked for and not allowed.
+    """
     trainable = [p for p in model.parameters() if p.requires_grad]
     if not trainable:
         raise ValueError("the policy has no trainable parameter")
@@ -38,6 +48,11 @@ def make_optimizer(
         {"params": [p for p in trainable if p.ndim < 2], "weight_decay": vector_decay},
     ]
     fused = options.fused
+    if fused is True and not allow_fused:
+        raise ValueError(
+            "optim.fused=true does not go with this gradient scaler, which leaves unscaling to the "
+            "optimizer, after clipping. Leave it at auto"
+        )
     if fused == "auto":
         fused = allow_fused and trainable[0].device.type in ("cpu", "cuda")
     return torch.optim.AdamW(
@@ -47,6 +62,20 @@ def make_optimizer(
         eps=options.eps,
         fused=fused,
     )
+
+
+def misshapen_moment(optimizer: torch.optim.Optimizer) -> str:
+    """Which entry of a restored optimizer does not belong to its weight, if one does not.
+
+    A fused kernel reads as many numbers of it as the weight has, past the end of a smaller one.
+    """
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    for number, weight in enumerate(weights):
+        for name, value in optimizer.state.get(weight, {}).items():
+            shape = value.shape if isinstance(value, Tensor) else None
+            if shape != (() if name == "step" else weight.shape):
+                return f"{name} of weight {number}"
+    return ""
 
 
 def clip_gradients(optimizer: torch.optim.Optimizer, limit: float, *, by_value: bool) -> Tensor:

@@ -89,10 +89,6 @@ class ScheduleOptions:
     min_lr_ratio: Annotated[float, Range(0, 1)] = 0.1
 
 
-BATCH_TOKENS: Final = 16384
-"""Of a forward pass without gradients, where neither the user nor a GPU's memory says more."""
-
-
 @dataclass
 class ReferenceOptions:
     """The frozen reference and how its log-probs are had."""

@@ -22,10 +22,15 @@ from minimind_dpo.batch import PairLogps, PreferenceBatch
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
-from minimind_dpo.evaluation.scoring import begin_scoring, evaluating, one_behind, token_batches
+from minimind_dpo.evaluation.scoring import (
+    BATCH_TOKENS,
+    begin_scoring,
+    evaluating,
+    one_behind,
+    token_batches,
+)
 from minimind_dpo.evaluation.scoring import score as score_batch
 from minimind_dpo.models.lora import adapters_off
-from minimind_dpo.training.options import BATCH_TOKENS
 from minimind_dpo.training.reference_key import reference_key
 from minimind_dpo.training.shown_progress import progress
 
@@ -151,38 +156,15 @@ class PrecomputedReference:
             torch.nn.Module.to(model, trainer.strategy.root_device)
         if self.progress and trainer.is_global_zero:
             _log.info(_scope(run_rows, data.stores, total, trainer.world_size))
+        budget = self.batch_tokens or tokens_at_a_time(trainer.strategy.root_device)
         with evaluating(model), self._shown(trainer, total) as advance:
             for store, cache, rows in jobs:
                 with cache:
-                    for part, logps in self._logps(trainer, data, model, store, rows):
+                    for part, logps in _logps(trainer, data, model, store, rows, budget):
                         cache.write(part, logps)
                         advance(len(part))
         self.scored = total
         trainer.strategy.barrier("reference log-probs")
-
-    def _logps(
-        self,
-        trainer: L.Trainer,
-        data: PreferenceDataModule,
-        model: PreTrainedModel,
-        store: TokenStore,
-        rows: np.ndarray,
-    ) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
-        """Rows of each batch and their log-probs, read while the next batch is on the device."""
-        device = trainer.strategy.root_device
-        budget = self.batch_tokens or tokens_at_a_time(device)
-
-        def begin(part: np.ndarray) -> Callable[[], list[np.ndarray]]:
-            return begin_scoring(
-                model,
-                [store[row] for row in part.tolist()],
-                data.collate,
-                device=device,
-                precision_context=trainer.precision_plugin.forward_context,
-            )
-
-        tokens = data.collate.tokens(store.lengths[rows])
-        return one_behind(token_batches(rows, tokens, budget), begin)
 
     def _shown(
         self, trainer: L.Trainer, total: int
@@ -214,6 +196,29 @@ def tokens_at_a_time(device: torch.device) -> int:
         return BATCH_TOKENS
     free, _ = torch.cuda.mem_get_info(device)
     return max(4096, min(65536, free // 600_000))
+
+
+def _logps(
+    trainer: L.Trainer,
+    data: PreferenceDataModule,
+    model: PreTrainedModel,
+    store: TokenStore,
+    rows: np.ndarray,
+    budget: int,
+) -> Iterator[tuple[np.ndarray, list[np.ndarray]]]:
+    """Rows of each batch and their log-probs, read while the next batch is on the device."""
+
+    def begin(part: np.ndarray) -> Callable[[], list[np.ndarray]]:
+        return begin_scoring(
+            model,
+            [store[row] for row in part.tolist()],
+            data.collate,
+            device=trainer.strategy.root_device,
+            precision_context=trainer.precision_plugin.forward_context,
+        )
+
+    tokens = data.collate.tokens(store.lengths[rows])
+    return one_behind(token_batches(rows, tokens, budget), begin)
 
 
 def _silent(count: int) -> None:

@@ -55,5 +55,10 @@ def test_what_a_card_or_torch_cannot_do_is_refused(files: list[str], problems: A
     old = Machine(cuda=1, mps=False, bfloat16=False)
     (problem,) = machine_problems(config, old, None)
     assert "Use 16-mixed" in str(problem)
+    # On CUDA gradients are unscaled before they are clipped, so that auto is fused as well.
+    fused = composed([*files, "trainer.precision=16-mixed", "optim.fused=true"])
+    assert list(machine_problems(fused, old, None)) == []
+    (problem,) = machine_problems(fused, Machine(cuda=0, mps=True), None)
+    assert str(problem).startswith("optim.fused=true: goes with trainer.precision=16-mixed on CUDA")
     both = problems([*files, "model.compile=true", "model.gradient_checkpointing=true"])
     assert "compiles nothing" in both["model.compile"]

@@ -70,7 +70,7 @@ def test_a_second_ctrl_c_is_the_callers_where_nobody_listens(request_: StopReque
 
 
 def test_signals_after_the_first_raise_nothing(request_: StopRequest) -> None:
-    """A run that saves and ends is not to be interrupted: in a `__del__` it would be a traceback."""
+    """Raised in a `__del__` of what ends meanwhile, it would be a traceback."""
     request_.waits_for = "this step"
     os.kill(os.getpid(), signal.SIGTERM)
     request_.waits_for = ""

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minimind_dpo import disk
+from minimind_dpo.training.optim import misshapen_moment
 from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
     AtomicCheckpointIO,
@@ -32,7 +33,6 @@ from minimind_dpo.training.resume.checkpoint_io import (
     step_files,
     verify,
 )
-from minimind_dpo.training.resume.content import misshapen_moment
 
 
 def state(value: float = 1.0) -> dict[str, Any]:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_support import loader, made_up_pairs, quiet_trainer, tiny_model
 
 from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.lightning_seams import GuardedHalfPrecision
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError, StepGuard
+from minimind_dpo.training.optim import make_optimizer
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import OnlineReference
 
@@ -181,6 +185,46 @@ def test_a_refused_step_leaves_weights_and_moments_bitwise_as_they_were(
     assert [states.moved(step) for step in range(2, 7)] == [True, False, True, True, True]
     assert "optimizer step 3: loss or gradient is not finite" in caplog.text
     assert (module.guard.total, module.guard.in_a_row) == (1, 0)
+
+
+def test_a_run_on_the_cpu_locks_no_memory_beside_a_card_that_it_leaves_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: pytest.fail("memory was locked"))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer: Any = SimpleNamespace(is_global_zero=True, strategy=strategy)
+    changed, module = WeightsChanged(), make_module()
+    changed.setup(trainer, module, "fit")
+    assert changed._start.keys() == dict(module.policy.named_parameters()).keys()
+
+
+def test_a_fused_optimizer_that_is_not_allowed_is_refused() -> None:
+    """Lightning's own 16-mixed leaves unscaling to a fused optimizer, after clipping."""
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"optim\.fused=true"):
+        make_optimizer(model, OptimizerOptions(fused=True), allow_fused=False)
+    assert not make_optimizer(model, OptimizerOptions(), allow_fused=False).defaults["fused"]
+
+
+def test_losses_of_a_micro_batch_are_asked_once_whether_they_are_finite() -> None:
+    asked = 0
+
+    class Count(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            nonlocal asked
+            asked += func.overloadpacket is torch.ops.aten.abs and args[0].shape == (5,)
+            return func(*args, **(kwargs or {}))
+
+    guard = StepGuard()
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))], fused=True)
+    with Count():
+        for _ in range(3):
+            guard.watch(torch.arange(5), torch.ones(5))
+        guard.decide(optimizer, torch.tensor(1.0), 1)
+    assert asked == 3
 
 
 def test_a_loss_that_is_not_finite_makes_a_finite_gradient_nan() -> None:

@@ -88,6 +88,23 @@ def test_log_probs_of_a_batch_are_read_once_the_next_one_is_under_way(
     assert reference.scored == 100
 
 
+def test_the_memory_of_a_card_is_asked_for_once_before_the_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the pass over training data takes is no reason to do the validation's in parts."""
+    asked: list[torch.device] = []
+    monkeypatch.setattr(
+        reference_module, "tokens_at_a_time", lambda device: asked.append(device) or 20_000
+    )
+    policy = load_model(MODEL, TOKENIZER)
+    options = DataOptions(train=HELD_OUT, val=HELD_OUT, cache_dir=str(tmp_path))
+    data = PreferenceDataModule(policy.tokenizer, options, progress=False)  # type: ignore[arg-type]
+    data.setup("fit")
+    assert len(data.stores) == 2
+    PrecomputedReference(progress=False)._score(rank_of_two(0), data, policy.model)
+    assert asked == [torch.device("cpu")]
+
+
 @pytest.mark.parametrize(
     ("free", "tokens"), [(8e9, 13_333), (24e9, 40_000), (80e9, 65_536), (1e9, 4096)]
 )

@@ -29,12 +29,13 @@ class WeightsChanged(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Keep the start, on one rank, before a checkpoint is restored.
 
-        It stays in main memory, page-locked where there is CUDA, so that it takes none of a GPU's.
+        It stays in main memory, page-locked where the run is on CUDA: it takes none of a GPU's.
         """
         assert isinstance(pl_module, DPOModule)
         if trainer.is_global_zero and not self._start:
+            on_cuda = trainer.strategy.root_device.type == "cuda"
             self._start = {
-                name: _aside(parameter.detach().cpu())
+                name: _aside(parameter.detach().cpu(), on_cuda)
                 for name, parameter in pl_module.policy.named_parameters()
                 if parameter.requires_grad
             }
@@ -66,5 +67,5 @@ class WeightsChanged(Callback):
         module.publish("train", {"weights_changed": self.share})
 
 
-def _aside(weights: Tensor) -> Tensor:
-    return weights.pin_memory() if torch.cuda.is_available() else weights.clone()
+def _aside(weights: Tensor, on_cuda: bool) -> Tensor:
+    return weights.pin_memory() if on_cuda else weights.clone()

@@ -24,6 +24,7 @@ from minimind_dpo.training.lightning_seams import (
     validation_follows,
 )
 from minimind_dpo.training.module import DPOModule
+from minimind_dpo.training.optim import misshapen_moment
 from minimind_dpo.training.options import CheckpointOptions
 from minimind_dpo.training.resume.best import BestCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import (
@@ -34,7 +35,6 @@ from minimind_dpo.training.resume.checkpoint_io import (
     step_file,
     step_files,
 )
-from minimind_dpo.training.resume.content import misshapen_moment
 from minimind_dpo.training.resume.curves import rows_logged
 from minimind_dpo.training.resume.position import (
     EndOfStep,

@@ -50,14 +50,10 @@ class AtomicCheckpointIO(CheckpointIO):
 
     Args:
         background: Write in a thread; None where the state is on a GPU. Only one write at a time.
-
-    Attributes:
-        seconds: Time that all saves together took.
     """
 
     def __init__(self, background: bool | None = None) -> None:
         self.background = background
-        self.seconds = 0.0
         self._writer = BackgroundWriter()
 
     def save_checkpoint(
@@ -97,7 +93,6 @@ class AtomicCheckpointIO(CheckpointIO):
         except (OSError, RuntimeError, DamagedCheckpointError) as error:
             raise CheckpointSaveError(_why_not_saved(error, target, checkpoint)) from error
         taken = time.perf_counter() - started
-        self.seconds += taken
         size = target.stat().st_size / 1e6
         level = logging.INFO if taken >= 1 else logging.DEBUG
         log.log(level, f"Saved {target.name}: {size:,.1f} MB in {taken:.2f} s")

@@ -35,17 +35,3 @@ def content_digest(checkpoint: dict[str, Any]) -> str:
 
     add(checkpoint)
     return digest.hexdigest()
-
-
-def misshapen_moment(optimizer: torch.optim.Optimizer) -> str:
-    """Which entry of a restored optimizer does not belong to its weight, if one does not.
-
-    A fused kernel reads as many numbers of it as the weight has, past the end of a smaller one.
-    """
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    for number, weight in enumerate(weights):
-        for name, value in optimizer.state.get(weight, {}).items():
-            shape = value.shape if isinstance(value, torch.Tensor) else None
-            if shape != (() if name == "step" else weight.shape):
-                return f"{name} of weight {number}"
-    return ""
