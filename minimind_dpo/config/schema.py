@@ -12,6 +12,7 @@ from typing import Annotated
 
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.evaluation.options import EvaluateOptions, JudgeOptions
+from minimind_dpo.evaluation.text import LANGUAGES
 from minimind_dpo.models.options import ModelOptions
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.options.limits import COUNT, Choices, Range, keys_of
@@ -31,7 +32,7 @@ from minimind_dpo.training.options import (
 class ReportOptions:
     """The page of a run."""
 
-    language: Annotated[str, Choices("en", "zh")] = "en"
+    language: Annotated[str, Choices(*LANGUAGES)] = "en"
 
 
 @dataclass

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
-from minimind_dpo.batch import Message
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from minimind_dpo.batch import Message
 
 Lend: TypeAlias = "Callable[[], AbstractContextManager[PreTrainedModel]]"
 """Gives a model for a while. A reference may be the policy with its adapters off."""

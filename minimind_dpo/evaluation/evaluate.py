@@ -32,6 +32,7 @@ from minimind_dpo.evaluation.options import EvaluateOptions
 from minimind_dpo.evaluation.pair_measures import PairMeasures, measure_pairs
 from minimind_dpo.evaluation.sampling import draw_answers, sample_completions
 from minimind_dpo.evaluation.scoring import single
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.evaluation.verdict import Case, Verdict
 from minimind_dpo.options.problem import ConfigError, Problem
 
@@ -193,7 +194,8 @@ class Evaluation:
             trust = judge.trust
         except JudgeError as error:  # what needs no judge is told all the same
             preferences = np.full(len(answers), np.nan)
-            trust = Trust("nothing here, since it failed", unable=str(error))
+            words = Text("nothing here, since it failed", "无，因为它出错了")
+            trust = Trust(words, unable=str(error))
         return Judged(judge.name, trust, preferences, np.array(longer, np.float64))
 
     def _facts(self, answers: Sequence[Answer]) -> Facts | None:

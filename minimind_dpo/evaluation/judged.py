@@ -24,9 +24,21 @@ from minimind_dpo.evaluation.statistics import (
     prompts_to_decide,
     share_interval,
 )
+from minimind_dpo.evaluation.text import Text, chinese
 
 BETTER, NOT_BETTER, WORSE = "better", "not better", "worse"
 CANNOT_TELL, NOT_JUDGED = "cannot tell", "not judged"
+
+DECISIONS: Final = {
+    decision: Text(decision, zh)
+    for decision, zh in (
+        (BETTER, "更好"),
+        (NOT_BETTER, "没有变好"),
+        (WORSE, "更差"),
+        (CANNOT_TELL, "无法判断"),
+        (NOT_JUDGED, "未评判"),
+    )
+}
 
 NO_DIFFERENCE: Final = 0.05
 """A win rate between 45% and 55% changes too little for anybody to see."""
@@ -52,9 +64,13 @@ class Judged:
     longer_by: np.ndarray
 
     @property
-    def sentence(self) -> str:
+    def sentence(self) -> Text:
         """What the judge can be trusted for."""
-        return f"Judge {self.judge} can be trusted for {self.trust.words}."
+        words = self.trust.words
+        return Text(
+            f"Judge {self.judge} can be trusted for {words}.",
+            f"裁判 {self.judge} 可以信任的是：{chinese(words)}。",
+        )
 
     @property
     def shares(self) -> np.ndarray:
@@ -101,6 +117,7 @@ class Judged:
         return {
             "name": self.judge,
             "sentence": self.sentence,
+            "sentence_zh": self.sentence.zh,
             **self.trust.to_json(),
             "win_rate": rate and rate.to_json(),
             "length_controlled": controlled and controlled.to_json(),

@@ -1,115 +1,147 @@
-"""The verdict as a table for the terminal."""
+"""The verdict as a table, of the content of `verdict.json`: for the terminal and a run's page."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, Final, TypeAlias
 
 from rich import box
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as Styled
 
 from minimind_dpo.evaluation.judged import BETTER, WORSE
-from minimind_dpo.evaluation.measures import Change
 from minimind_dpo.evaluation.statistics import Estimate
-from minimind_dpo.evaluation.verdict import Verdict
+from minimind_dpo.evaluation.text import Text, chinese
 
-Row: TypeAlias = tuple[str, str, str, str]
+Row: TypeAlias = tuple[str, ...]
 """Label, reference, policy, change."""
+Plain: TypeAlias = Mapping[str, Any]
 
-FEWEST = 5
+FEWEST: Final = 5
 """Pairs below which a part of them is left out of the table."""
 
-_STYLE = {BETTER: "bold green", WORSE: "bold red"}
+_STYLE: Final = {BETTER: "bold green", WORSE: "bold red"}
+_AT_EQUAL_LENGTH: Final = Text("  at equal length", "  等长时")
+_COSTS: Final = {
+    "length": (Text("tokens an answer", "每个回答的词元"), ".1f", True),
+    "ended": (Text("answers that end", "正常结束的回答"), ".0%", False),
+    "repetition": (Text("repeated 4-grams", "重复的四元组"), ".1%", False),
+    "perplexity": (Text("perplexity of {}", "{} 的困惑度"), ".1f", True),
+}
+"""Label, form of both models' numbers, and whether the change is a ratio."""
+_PARTS: Final = {
+    "zh": "中文",
+    "en": "英文",
+    "other": "其他",
+    "chosen longer": "优选更长",
+    "equal": "等长",
+    "rejected longer": "劣选更长",
+}
+"""Parts of the held-out pairs in Chinese; files are called as they are."""
 
 
-def table(verdict: Verdict) -> Table:
+def table(verdict: Plain) -> Table:
     """What the sentence is made of, for the terminal."""
-    title = f"Verdict on {len(verdict.cases)} held-out prompts: {verdict.decision}"
+    title = f"Verdict on {verdict['prompts']} held-out prompts: {verdict['decision']}"
+    trusted = [judge["sentence"] for judge in _judges(verdict)]
     grid = Table(
         title=title,
-        caption=Text("\n".join(["[low, high]: 95% over prompts", *_trusted(verdict)])),
+        caption=Styled("\n".join(["[low, high]: 95% over prompts", *trusted])),
         box=box.ROUNDED,
-        title_style=_STYLE.get(verdict.decision, "bold"),
+        title_style=_STYLE.get(verdict["decision"], "bold"),
         caption_style="dim",
     )
     for name in ("", "reference", "policy", "change"):
         grid.add_column(name, justify="left" if not name else "right", no_wrap=bool(name))
-    for row in (*_judge_rows(verdict), *_cost_rows(verdict), *_pair_rows(verdict)):
+    for row in verdict_rows(verdict):
         grid.add_row(*row)
-    for alarm in verdict.alarms:
-        grid.add_row(Text(alarm, style="bold red"), "", "", "")
+    for alarm in verdict["alarms"]:
+        grid.add_row(Styled(alarm, style="bold red"), "", "", "")
     return grid
 
 
-def _trusted(verdict: Verdict) -> Iterator[str]:
-    for judged in filter(None, (verdict.judged, verdict.also)):
-        yield judged.sentence
+def verdict_rows(verdict: Plain, language: str = "en") -> Iterator[Row]:
+    """The rows of the table.
+
+    Args:
+        verdict: The content of `verdict.json`.
+        language: `en` or `zh`.
+    """
+    for label, *numbers, change in (
+        *_judge_rows(verdict),
+        *_cost_rows(verdict),
+        *_pair_rows(verdict["pairs"]),
+    ):
+        if language == "zh":
+            label, change = chinese(label), chinese(change)
+        yield (label, *numbers, change)
 
 
-def _judge_rows(verdict: Verdict) -> Iterator[Row]:
-    for judged in filter(None, (verdict.judged, verdict.also)):
-        rate, controlled = judged.win_rate, judged.length_controlled
-        name = f"win rate, judge {judged.judge}"
-        if rate is None or controlled is None or not judged.trust.can_judge:
-            yield (name, "", "", "cannot judge")
+def _judges(verdict: Plain) -> Iterator[Plain]:
+    yield from filter(None, (verdict["judge"], verdict["also"]))
+
+
+def _judge_rows(verdict: Plain) -> Iterator[Row]:
+    for judge in _judges(verdict):
+        name = Text(f"win rate, judge {judge['name']}", f"胜率，裁判 {judge['name']}")
+        if judge["win_rate"] is None or not judge["can_judge"]:
+            yield (name, "", "", Text("cannot judge", "无法评判"))
         else:
-            yield (name, "", "", rate.percent())
-            yield ("  at equal length", "", "", controlled.percent())
-        if judged.trust.accuracy:
-            yield ("  right on held-out pairs", "", "", judged.trust.accuracy.percent())
-    if verdict.agreement is not None:
-        agreement = verdict.agreement
-        yield (f"  agreement, {agreement.n} decided", "", "", agreement.percent())
+            yield (name, "", "", _percent(judge["win_rate"]))
+            yield (_AT_EQUAL_LENGTH, "", "", _percent(judge["length_controlled"]))
+        if judge["accuracy"]:
+            right = Text("  right on held-out pairs", "  在留出偏好对上判对")
+            yield (right, "", "", _percent(judge["accuracy"]))
+        if agreement := judge.get("agreement"):
+            n = agreement["n"]
+            alike = Text(f"  agreement, {n} decided", f"  一致，{n} 个都分出胜负")
+            yield (alike, "", "", _percent(agreement))
 
 
-def _cost_rows(verdict: Verdict) -> Iterator[Row]:
-    costs, facts = verdict.costs, verdict.facts
-    yield ("KL, nats an answer", "", "", _interval(costs.kl))
-    yield ("KL, nats a token", "", "", _interval(costs.kl_per_token))
-    yield ("tokens an answer", *_both(costs.length, ".1f"), _ratio(costs.length))
-    yield ("answers that end", *_both(costs.ended, ".0%"), _points(costs.ended))
-    yield ("repeated 4-grams", *_both(costs.repetition, ".1%"), _points(costs.repetition))
-    if costs.perplexity is not None:
-        name = f"perplexity of {costs.text}"
-        yield (name, *_both(costs.perplexity, ".1f"), _ratio(costs.perplexity))
+def _cost_rows(verdict: Plain) -> Iterator[Row]:
+    costs, facts = verdict["costs"], verdict["facts"]
+    yield (Text("KL, nats an answer", "KL，奈特/回答"), "", "", _interval(costs["kl"]))
+    yield (Text("KL, nats a token", "KL，奈特/词元"), "", "", _interval(costs["kl_per_token"]))
+    for name, (label, form, is_ratio) in _COSTS.items():
+        if cost := costs[name]:
+            sides = (format(cost[side], form) for side in ("reference", "policy"))
+            of = Text(label.format(costs["text"]), label.zh.format(costs["text"]))
+            yield (of, *sides, _change(cost["change"], is_ratio))
     if facts is not None:
-        policy = facts.known - facts.lost + facts.gained
-        change = f"{facts.lost} lost, {facts.gained} gained"
-        yield ("facts known", str(facts.known), str(policy), change)
+        known, lost, gained = facts["known"], facts["lost"], facts["gained"]
+        change = Text(f"{lost} lost, {gained} gained", f"丢失 {lost}，新增 {gained}")
+        yield (Text("facts known", "答对的事实"), str(known), str(known - lost + gained), change)
 
 
-def _pair_rows(verdict: Verdict) -> Iterator[Row]:
-    pairs = verdict.pairs
+def _pair_rows(pairs: Plain | None) -> Iterator[Row]:
     if pairs is None:
         return
-    yield (f"{pairs.all.accuracy.n} held-out pairs ranked", "", "", pairs.all.accuracy.percent())
-    yield ("  at equal length", "", "", pairs.equal_length.accuracy.percent())
-    for parts in pairs.by.values():
-        told = {name: ranking for name, ranking in parts.items() if ranking.accuracy.n >= FEWEST}
-        for name, ranking in told.items() if len(told) > 1 else ():
-            yield (f"  {name}, {ranking.accuracy.n}", "", "", ranking.accuracy.percent())
-    yield ("  margin over beta, nats", "", "", _interval(pairs.all.margin))
-    yield ("  log-likelihood of chosen", "", "", _interval(pairs.chosen))
+    accuracy, n = pairs["all"]["accuracy"], pairs["all"]["accuracy"]["n"]
+    ranked = Text(f"{n} held-out pairs ranked", f"{n} 个留出偏好对排对")
+    yield (ranked, "", "", _percent(accuracy))
+    yield (_AT_EQUAL_LENGTH, "", "", _percent(pairs["equal_length"]["accuracy"]))
+    for parts in pairs["by"].values():
+        shares = {name: part["accuracy"] for name, part in parts.items()}
+        told = {name: share for name, share in shares.items() if share["n"] >= FEWEST}
+        for name, share in told.items() if len(told) > 1 else ():
+            of = share["n"]
+            label = Text(f"  {name}, {of}", f"  {_PARTS.get(name, name)}，{of}")
+            yield (label, "", "", _percent(share))
+    margin = Text("  margin over beta, nats", "  奖励差除以 beta，奈特")
+    yield (margin, "", "", _interval(pairs["all"]["margin"]))
+    chosen = Text("  log-likelihood of chosen", "  优选回答的对数似然")
+    yield (chosen, "", "", _interval(pairs["chosen"]))
 
 
-def _interval(estimate: Estimate) -> str:
-    return f"{estimate.value:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"
+def _percent(estimate: Plain) -> str:
+    return Estimate(**estimate).percent()
 
 
-def _both(change: Change, form: str) -> tuple[str, str]:
-    return format(change.reference, form), format(change.policy, form)
+def _interval(estimate: Plain) -> str:
+    value, low, high = (f"{estimate[key]:.3g}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
 
 
-def _ratio(change: Change) -> str:
-    value, low, high = (
-        100 * (x - 1) for x in (change.change.value, change.change.low, change.change.high)
-    )
-    return f"{value:+.1f}% [{low:+.1f}, {high:+.1f}]"
-
-
-def _points(change: Change) -> str:
-    value, low, high = (
-        100 * x for x in (change.change.value, change.change.low, change.change.high)
-    )
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+def _change(change: Plain, is_ratio: bool) -> str:
+    value, low, high = (100 * (change[key] - is_ratio) for key in ("value", "low", "high"))
+    return f"{value:+.1f}{'%' if is_ratio else ''} [{low:+.1f}, {high:+.1f}]"

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from minimind_dpo.evaluation.answers import Answer, Prompt
-from minimind_dpo.evaluation.judged import CANNOT_TELL, NOT_JUDGED, Judged
+from minimind_dpo.evaluation.judged import DECISIONS, NOT_JUDGED, Judged
 from minimind_dpo.evaluation.measures import Costs, Facts
 from minimind_dpo.evaluation.pair_measures import PairMeasures
 from minimind_dpo.evaluation.statistics import Estimate, share_interval
+from minimind_dpo.evaluation.text import Text, chinese, join
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,9 +85,13 @@ class Verdict:
         return share_interval((first == second)[both].astype(float)) if both.any() else None
 
     @property
-    def sentence(self) -> str:
+    def sentence(self) -> Text:
         """Decision, win rate and judge; then what it costs."""
-        return f"{self.decision}: {_won(self)}; cost: {', '.join(_costs(self))}"
+        decision, won = DECISIONS[self.decision], _won(self)
+        costs = join(_costs(self), ", ", "，")
+        return Text(
+            f"{decision}: {won}; cost: {costs}", f"{decision.zh}：{won.zh}；代价：{costs.zh}"
+        )
 
     @property
     def advice(self) -> tuple[str, ...]:
@@ -121,6 +126,7 @@ class Verdict:
         return {
             "decision": self.decision,
             "sentence": self.sentence,
+            "sentence_zh": self.sentence.zh,
             "prompts": len(self.cases),
             "judge": judged and judged.to_json(),
             "also": also,
@@ -129,65 +135,105 @@ class Verdict:
             "facts": self.facts and asdict(self.facts),
             "pairs": self.pairs and self.pairs.to_json(),
             "alarms": list(self.alarms),
+            "alarms_zh": [chinese(alarm) for alarm in self.alarms],
             "settings": self.settings,
         }
 
 
-def _won(verdict: Verdict) -> str:
-    judged = verdict.judged
+def _won(verdict: Verdict) -> Text:
+    judged, prompts = verdict.judged, len(verdict.cases)
     if judged is None:
-        return f"nobody compared the answers to {len(verdict.cases)} held-out prompts"
-    trust, rate = judged.trust, judged.win_rate
-    if trust.unable:
-        return f"judge {judged.judge} cannot judge, since {trust.unable}"
-    if rate is None:
-        return f"judge {judged.judge} could judge none of {len(verdict.cases)} prompts"
-    if not trust.can_judge:
-        return (
-            f"judge {judged.judge} cannot judge: it is {_accuracy(judged)}, no better than a coin"
+        return Text(
+            f"nobody compared the answers to {prompts} held-out prompts",
+            f"{prompts} 个留出提示的回答没有经过比较",
         )
-    known = f" ({_accuracy(judged)})" if trust.accuracy else ""
-    text = f"won {rate.percent()} of {rate.n} held-out prompts by judge {judged.judge}{known}"
-    controlled = judged.length_controlled
+    trust, judge, right = judged.trust, judged.judge, _accuracy(judged)
+    if judged.win_rate is not None:
+        return join(_rates(verdict, judged, judged.win_rate, right))
+    if trust.unable:
+        return Text(
+            f"judge {judge} cannot judge, since {trust.unable}",
+            f"裁判 {judge} 无法评判，因为{chinese(trust.unable)}",
+        )
+    if not trust.can_judge:
+        return Text(
+            f"judge {judge} cannot judge: it is {right}, no better than a coin",
+            f"裁判 {judge} 无法评判：{right.zh}，不比抛硬币更准",
+        )
+    return Text(
+        f"judge {judge} could judge none of {prompts} prompts",
+        f"裁判 {judge} 对 {prompts} 个提示都没能给出判断",
+    )
+
+
+def _rates(verdict: Verdict, judged: Judged, rate: Estimate, right: Text) -> Iterator[Text]:
+    share, judge = rate.percent(), judged.judge
+    yield Text(
+        f"won {share} of {rate.n} held-out prompts by judge {judge}",
+        f"{rate.n} 个留出提示中胜率 {share}，裁判 {judge}",
+    )
+    if right:
+        yield Text(f" ({right})", f"（{right.zh}）")
+    controlled, needed = judged.length_controlled, judged.prompts_to_decide
     if controlled is not None and (rate.low > 0.5) != (controlled.low > 0.5):
-        text += f", {controlled.percent()} at equal length"
-    needed = judged.prompts_to_decide
-    if judged.decision == CANNOT_TELL and needed:
-        text += f"; a difference of this size would take {needed:,} prompts"
-    return text + _checked(judged, verdict)
+        yield Text(f", {controlled.percent()} at equal length", f"，等长时 {controlled.percent()}")
+    if needed:
+        yield Text(
+            f"; a difference of this size would take {needed:,} prompts",
+            f"；这样大的差别需要 {needed:,} 个提示才能判断",
+        )
+    if verdict.also is not None:
+        yield from _checked(judged, verdict.also, verdict.agreement)
 
 
-def _checked(judged: Judged, verdict: Verdict) -> str:
+def _checked(judged: Judged, also: Judged, agreement: Estimate | None) -> Iterator[Text]:
     """What the second judge says, where it does not bear the first one out."""
-    also, agreement = verdict.also, verdict.agreement
-    if also is None:
-        return ""
-    if also.win_rate is None or not also.trust.can_judge:
-        return f"; judge {also.judge} cannot check it"
+    judge, rate = also.judge, also.win_rate
+    if rate is None:
+        yield Text(f"; judge {judge} cannot check it", f"；裁判 {judge} 无法核对")
+        return
     if also.decision == judged.decision and (agreement is None or agreement.low > 0.5):
-        return ""
-    text = f"; judge {also.judge} says {also.decision} ({also.win_rate.percent()})"
+        return
+    decision = DECISIONS[also.decision]
+    yield Text(
+        f"; judge {judge} says {decision} ({rate.percent()})",
+        f"；裁判 {judge} 的结论是{decision.zh}（{rate.percent()}）",
+    )
     if agreement is None:
-        return f"{text}, and no prompt is decided by both"
-    return f"{text}, and agrees on {agreement.percent()} of {agreement.n} prompts decided by both"
+        yield Text(", and no prompt is decided by both", "，没有一个提示是两者都分出胜负的")
+    else:
+        share, n = agreement.percent(), agreement.n
+        yield Text(
+            f", and agrees on {share} of {n} prompts decided by both",
+            f"，两者都分出胜负的 {n} 个提示中一致的占 {share}",
+        )
 
 
-def _accuracy(judged: Judged) -> str:
+def _accuracy(judged: Judged) -> Text:
+    """How often it is right on held-out pairs; empty where that is not known."""
     accuracy = judged.trust.accuracy
-    assert accuracy is not None
-    return f"right on {accuracy.percent()} of {accuracy.n} held-out pairs"
+    if accuracy is None:
+        return Text("", "")
+    share, n = accuracy.percent(), accuracy.n
+    return Text(f"right on {share} of {n} held-out pairs", f"在 {n} 个留出偏好对上判对 {share}")
 
 
-def _costs(verdict: Verdict) -> Iterator[str]:
+def _costs(verdict: Verdict) -> Iterator[Text]:
     costs, facts = verdict.costs, verdict.facts
-    yield f"KL {costs.kl.value:.2g} nats an answer"
+    kl = f"{costs.kl.value:.2g}"
+    yield Text(f"KL {kl} nats an answer", f"每个回答 KL {kl} 奈特")
     change = round(100 * (costs.length.change.value - 1))
-    longer = f"{abs(change)}% {'longer' if change > 0 else 'shorter'}"
-    yield f"answers {longer if change else 'as long'}"
+    if not change:
+        yield Text("answers as long", "回答一样长")
+    else:
+        longer, zh = ("longer", "长") if change > 0 else ("shorter", "短")
+        yield Text(f"answers {abs(change)}% {longer}", f"回答{zh} {abs(change)}%")
     if costs.ended.policy < 0.5:
-        limit = verdict.settings["max_new_tokens"]
-        yield f"{1 - costs.ended.policy:.0%} of them cut at {limit} tokens"
+        limit, cut = verdict.settings["max_new_tokens"], f"{1 - costs.ended.policy:.0%}"
+        yield Text(f"{cut} of them cut at {limit} tokens", f"其中 {cut} 在 {limit} 个词元处被截断")
     if facts is not None:
-        yield f"{facts.lost} of {facts.known} facts lost"
+        lost, known = facts.lost, facts.known
+        yield Text(f"{lost} of {known} facts lost", f"{known} 个事实丢失 {lost} 个")
     if costs.perplexity is not None:
-        yield f"text perplexity {100 * (costs.perplexity.change.value - 1):+.1f}%"
+        more = f"{100 * (costs.perplexity.change.value - 1):+.1f}%"
+        yield Text(f"text perplexity {more}", f"文本困惑度 {more}")

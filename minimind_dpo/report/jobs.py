@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -98,7 +98,7 @@ def read_job(folder: Path) -> Job:
     loss = _loss(summary)
     if loss is None:
         return Job(folder.name, settings, left="unfinished or failed: summary.json has no loss")
-    points = _points(folder / "frontier.jsonl")
+    points = read_points(folder / "frontier.jsonl")
     if not verdict or not points:
         return Job(folder.name, settings, loss=loss, left="it has no verdict")
     judge = verdict.get("judge") or {}
@@ -133,10 +133,16 @@ def _standard_error(interval: Mapping[str, Any]) -> float | None:
     return (high - low) / 3.92 if is_number(low) and is_number(high) else None
 
 
-def _points(path: Path) -> list[dict[str, float]]:
-    """Lines of numbers; what is none is left out."""
+def read_points(path: Path) -> list[dict[str, float]]:
+    """Lines of numbers, `frontier.jsonl`; what is none is left out."""
     try:
         rows = read_lines(path)
     except (OSError, ValueError):
         return []
     return [{k: v for k, v in row.items() if is_number(v)} for row in rows if isinstance(row, dict)]
+
+
+def frontier_of(points: Iterable[Mapping[str, float]]) -> list[tuple[float, float]]:
+    """(KL, win rate at equal length) of the points that have both."""
+    keys = ("kl", "length_controlled")
+    return [(p["kl"], p["length_controlled"]) for p in points if all(key in p for key in keys)]

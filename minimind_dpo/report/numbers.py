@@ -1,59 +1,14 @@
-"""Rows of the tables of a run's page, of its summary and its verdict."""
+"""Rows of the tables of a run's page, of its summary."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeAlias
 
-from minimind_dpo.report.words import Words, percent
+from minimind_dpo.report.words import Words
 
 Row: TypeAlias = tuple[str, ...]
 Plain: TypeAlias = Mapping[str, Any]
-
-
-def verdict_rows(verdict: Plain, words: Words) -> Iterator[Row]:
-    """What, reference, policy, change."""
-    for judge in filter(None, (verdict["judge"], verdict["also"])):
-        name, rate = words["win_rate"].format(judge["name"]), judge["win_rate"]
-        if rate is None or not judge["can_judge"]:
-            yield (name, "", "", words["cannot_judge"])
-        else:
-            yield (name, "", "", percent(rate))
-            yield (words["at_equal_length"], "", "", percent(judge["length_controlled"]))
-        if judge["accuracy"] is not None:
-            yield (words["right_on_pairs"], "", "", percent(judge["accuracy"]))
-        if judge.get("agreement"):
-            yield (words["agreement"], "", "", percent(judge["agreement"]))
-    yield from _cost_rows(verdict, words)
-    pairs = verdict["pairs"]
-    if pairs is not None:
-        yield (words["pairs_ranked"], "", "", percent(pairs["all"]["accuracy"]))
-
-
-def _cost_rows(verdict: Plain, words: Words) -> Iterator[Row]:
-    costs, facts = verdict["costs"], verdict["facts"]
-    kl = costs["kl"]
-    yield (words["kl"], "", "", f"{kl['value']:.3g} [{kl['low']:.3g}, {kl['high']:.3g}]")
-    for name, form, ratio in (
-        ("length", "{:.1f}", True),
-        ("ended", "{:.0%}", False),
-        ("repetition", "{:.1%}", False),
-        ("perplexity", "{:.1f}", True),
-    ):
-        cost = costs[name]
-        if cost is not None:
-            sides = (form.format(cost[side]) for side in ("reference", "policy"))
-            label = words[name].format(costs["text"])
-            yield (label, *sides, _change(cost["change"], ratio))
-    if facts is not None:
-        policy = facts["known"] - facts["lost"] + facts["gained"]
-        change = words["facts_change"].format(facts["lost"], facts["gained"])
-        yield (words["facts"], str(facts["known"]), str(policy), change)
-
-
-def _change(change: Plain, ratio: bool) -> str:
-    value, low, high = (100 * (change[key] - ratio) for key in ("value", "low", "high"))
-    return f"{value:+.1f}{'%' if ratio else ''} [{low:+.1f}, {high:+.1f}]"
 
 
 def validation_rows(summary: Plain) -> Iterator[Row]:

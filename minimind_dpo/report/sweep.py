@@ -10,16 +10,17 @@ import csv
 import html
 import importlib.util
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from minimind_dpo.disk import write_text
-from minimind_dpo.report.jobs import Job, read_jobs
+from minimind_dpo.report.jobs import Job, frontier_of, read_jobs
 from minimind_dpo.report.settings import RULE, Setting, compare, recommend
 
 if TYPE_CHECKING:
@@ -237,20 +238,16 @@ def draw_frontier(axes: Axes, settings: Sequence[Setting]) -> None:
 
     for place, setting in enumerate(settings):
         color = colormaps["viridis"](0.9 * place / max(1, len(settings) - 1))
-        axes.plot(*_xy([job.point for job in setting.jobs]), "o", color=color, label=setting.name)
-        earlier = [point for job in setting.jobs for point in job.earlier]
-        axes.plot(*_xy(earlier), "o", color=color, alpha=0.35, markersize=3)
+        ends = frontier_of(job.point for job in setting.jobs)
+        earlier = frontier_of(point for job in setting.jobs for point in job.earlier)
+        axes.plot(*np.reshape(ends, (-1, 2)).T, "o", color=color, label=setting.name)
+        axes.plot(*np.reshape(earlier, (-1, 2)).T, "o", color=color, alpha=0.35, markersize=3)
     axes.axhline(0.5, color="0.7", linewidth=1)
     axes.set_xlabel("KL to the reference, nats an answer")
     axes.set_ylabel("win rate at equal length")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-
-
-def _xy(points: Sequence[Mapping[str, float]]) -> tuple[list[float], list[float]]:
-    both = [p for p in points if "kl" in p and "length_controlled" in p]
-    return [p["kl"] for p in both], [p["length_controlled"] for p in both]
 
 
 def tell_answer(sweep: Path) -> SweepReport:

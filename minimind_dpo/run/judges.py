@@ -21,6 +21,7 @@ from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
 from minimind_dpo.evaluation.judges.rules import rules_judge
 from minimind_dpo.evaluation.judges.votes import VotesJudge
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.problem import ConfigError, Problem
 
 
@@ -86,7 +87,10 @@ def _demo_judge(prompts: Sequence[Prompt], key: str) -> ProgramJudge:
             raise ConfigError([Problem(key, why, "Use judge=pairs.", "demo")]) from None
     return ProgramJudge(
         "demo",
-        "the manner that the embedded task asks for, and its facts",
+        Text(
+            "the manner that the embedded task asks for, and its facts",
+            "内置任务要求的语气和它的事实",
+        ),
         lambda prompt, answer: demo.judge(prompt, answer).wanted,
         lambda prompt, answer: demo.judge(prompt, answer).correct,
     )

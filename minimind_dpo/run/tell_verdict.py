@@ -54,7 +54,7 @@ def keep_verdict(verdict: Verdict, folder: Path, facts: dict[str, Any]) -> dict[
     write_lines(folder / ANSWERS, (case.to_json() for case in verdict.cases))
     content = {**facts, **verdict.to_json()}
     write_json(content, folder / VERDICT)
-    console.print(table(verdict))
+    console.print(table(content))
     log.info(verdict.sentence)
     for alarm in verdict.alarms:
         log.warning(alarm)

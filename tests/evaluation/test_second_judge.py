@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from minimind_dpo.evaluation.alarms import alarms
 from minimind_dpo.evaluation.judged import Judged
 from minimind_dpo.evaluation.judges.judge import Trust
-from minimind_dpo.evaluation.measures import measure
+from minimind_dpo.evaluation.measures import Facts, measure
 from minimind_dpo.evaluation.statistics import Estimate
 from minimind_dpo.evaluation.table import table
+from minimind_dpo.evaluation.text import Text, chinese
 from minimind_dpo.evaluation.verdict import Verdict
 
 from .planted import written
@@ -34,6 +37,80 @@ def verdict(first: np.ndarray, second: np.ndarray, trust: Trust | None = None) -
         cases=(),
         settings={"max_new_tokens": 8},
     )
+
+
+@pytest.mark.parametrize(
+    ("first", "trust", "told"),
+    [
+        (
+            WON,
+            Trust("x"),
+            "更好：60 个留出提示中胜率 75% [63, 85]，裁判 one；代价：每个回答 KL 0 奈特，",
+        ),
+        (
+            WON,
+            Trust("x", Estimate(0.9, 0.8, 0.95, 24)),
+            "胜率 75% [63, 85]，裁判 one（在 24 个留出偏好对上判对 90% [80, 95]）；代价",
+        ),
+        (
+            WON,
+            Trust("x", Estimate(0.5, 0.4, 0.6, 24)),
+            "裁判 one 无法评判：在 24 个留出偏好对上判对 50% [40, 60]，不比抛硬币更准；代价",
+        ),
+        (
+            WON * np.nan,
+            Trust("x", Estimate(0.9, 0.8, 0.95, 24)),
+            "无法判断：裁判 one 对 0 个提示都没能给出判断；代价",
+        ),
+        (
+            WON,
+            Trust("x", unable=Text("nobody has voted", "还没有人投票")),
+            "无法判断：裁判 one 无法评判，因为还没有人投票；代价",
+        ),
+        (WON[28:], Trust("x"), "；这样大的差别需要 "),
+    ],
+)
+def test_the_sentence_in_chinese_gives_the_same_reason(
+    first: np.ndarray, trust: Trust, told: str
+) -> None:
+    one = dataclasses.replace(
+        verdict(first, first), judged=Judged("one", trust, first, 0 * first), also=None
+    )
+    assert told in one.sentence.zh
+    assert one.to_json()["sentence_zh"] == one.sentence.zh
+
+
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        (WON, "裁判 one；代价"),
+        (
+            -WON,
+            "two 的结论是更差（25% [15, 37]），两者都分出胜负的 60 个提示中一致的占 0% [0, 4]；",
+        ),
+        (WON * 0, "；裁判 two 的结论是没有变好（50% [48, 52]），没有一个提示是两者都分出胜负的；"),
+        (WON * np.nan, "；裁判 two 无法核对；"),
+    ],
+)
+def test_the_second_judge_is_told_in_chinese_as_well(second: np.ndarray, told: str) -> None:
+    assert told in verdict(WON, second).sentence.zh
+
+
+def test_every_cost_is_told_in_chinese() -> None:
+    """Answers of 8 tokens where the reference has 4, cut, in another text, with facts lost."""
+    ours, theirs = [written("abcdefgh", ended=False)] * 60, [written("abc")] * 60
+    nll = np.array([2.0, 2.0])
+    one = dataclasses.replace(
+        verdict(WON, WON),
+        costs=measure(np.full(60, 3.14), ours, theirs, (nll, 0.5 * nll, nll), "prompts"),
+        facts=Facts(known=60, lost=2, gained=0),
+    )
+    assert one.sentence.zh.partition("；代价：")[2] == (
+        "每个回答 KL 3.1 奈特，回答长 100%，其中 100% 在 8 个词元处被截断，60 个事实丢失 2 个，"
+        "文本困惑度 +64.9%"
+    )
+    sounded = alarms(one.costs, None)
+    assert [chinese(alarm)[:5] for alarm in sounded] == ["回答不结束", "回答过长："]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +147,7 @@ def test_agreement_and_what_judges_can_be_trusted_for_are_in_the_file_and_the_ta
     assert content["judge"]["sentence"] == "Judge one can be trusted for form."
     assert content["also"]["sentence"] == "Judge two can be trusted for taste."
     out = io.StringIO()
-    Console(file=out, width=100).print(table(one))
+    Console(file=out, width=100).print(table(one.to_json()))
     assert "agreement, 60 decided" in out.getvalue()
     assert "Judge one can be trusted for form." in out.getvalue()
     assert "Judge two can be trusted for taste." in out.getvalue()

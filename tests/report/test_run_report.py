@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from minimind_dpo.config.schema import Config
 from minimind_dpo.disk import read_rows, write_lines
-from minimind_dpo.evaluation.alarms import alarms
-from minimind_dpo.options.limits import keys_of
+from minimind_dpo.evaluation.judged import DECISIONS
+from minimind_dpo.evaluation.table import verdict_rows
+from minimind_dpo.evaluation.text import LANGUAGES
 from minimind_dpo.report.__main__ import main
 from minimind_dpo.report.curves import draw, points_of, ticks
 from minimind_dpo.report.run import SHOWN, run_page, write_run_report
-from minimind_dpo.report.words import _ALARMS, _TEXTS, LANGUAGES, Words
+from minimind_dpo.report.words import _TEXTS, Words
 
 EN, ZH = Words("en"), Words("zh")
 
@@ -139,63 +139,58 @@ def test_text_of_models_and_data_is_text_and_no_markup(run: Path) -> None:
 
 
 def test_the_chinese_page_has_the_verdict_and_its_numbers_in_chinese(run: Path) -> None:
-    def estimate(value: float, low: float, high: float, n: int) -> dict[str, float]:
-        return {"value": value, "low": low, "high": high, "n": n}
-
+    alarm = "回答过长：56 个词元，是参考模型 35 个的 1.6 倍。"
+    rewrite(run / "verdict.json", alarms=["Answers run long"], alarms_zh=[alarm])
     verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
-    judge = {
-        **verdict["judge"],
-        "name": "pairs",
-        "unable": "",
-        "can_judge": True,
-        "accuracy": estimate(0.9, 0.8, 0.95, 24),
-        "win_rate": estimate(0.61, 0.54, 0.68, 200),
-        "length_controlled": estimate(0.52, 0.45, 0.6, 200),
-    }
-    costs = {
-        **verdict["costs"],
-        "kl": estimate(3.14, 3.0, 3.3, 200),
-        "length": {"policy": 56, "reference": 50, "change": estimate(1.12, 1.1, 1.2, 200)},
-        "ended": {"policy": 0.25, "reference": 1.0, "change": estimate(-0.75, -0.8, -0.7, 200)},
-        "perplexity": None,
-    }
-    rewrite(
-        run / "verdict.json",
-        decision="better",
-        judge=judge,
-        costs=costs,
-        facts={"known": 60, "lost": 2, "gained": 0},
-        alarms=["Answers run long: 56 tokens, 1.6 times the reference's 35."],
-    )
     text = run_page(run, ZH)
     assert '<html lang="zh">' in text
-    assert (
-        "更好：200 个留出提示中胜率 61% [54, 68]，"
-        "评判 pairs（在 24 个留出偏好对上判对 90% [80, 95]），等长时 52% [45, 60]；代价："
-        "每个回答 KL 3.1 奈特，回答长 12%，"
-        "其中 75% 在 12 个词元处被截断，60 个事实丢失 2 个"
-    ) in text
-    assert "回答过长（Answers run long: 56 tokens" in text
+    assert verdict["sentence_zh"].startswith(DECISIONS[verdict["decision"]].zh)
+    judge = verdict["judge"]
+    assert judge["sentence_zh"].startswith("裁判 pairs 可以信任的是：训练偏好对的偏好，不计长度")
+    for said in (verdict["sentence_zh"], alarm, judge["sentence_zh"]):
+        assert said in text
+    for said in (verdict["sentence"], "Answers run long", judge["sentence"]):
+        assert said not in text
     for heading in ("数字", "曲线", "训练前后的回答", "数据", "训练", "配置", "版本"):
         assert f">{heading}<" in text
+    labels = re.findall(r"<tr><td>([^<]*)</td>", text.split(">数字<")[1].split(">曲线<")[0])
+    assert len(labels) > 10
+    assert all(re.search(r"[\u4e00-\u9fff]", label) for label in labels)
 
 
-def test_every_alarm_has_a_beginning_that_is_known_in_chinese() -> None:
-    import inspect
-
-    from minimind_dpo.evaluation import alarms as module
-
-    source = inspect.getsource(module)
-    assert callable(alarms)
-    said = re.findall(r'f"([A-Z][a-z ]+)', source)
-    assert said
-    for start in said:
-        assert any(start.startswith(known) for known in _ALARMS), start
+def test_the_page_has_the_rows_of_the_terminal_s_table(run: Path) -> None:
+    verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+    text = run_page(run, EN)
+    for row in verdict_rows(verdict):
+        assert f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" in text
 
 
-def test_the_configuration_takes_the_languages_that_there_are() -> None:
-    limits = next(key.limits for key in keys_of(Config) if key.name == "report.language")
-    assert limits[0].words == LANGUAGES  # type: ignore[attr-defined]
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_a_run_of_an_earlier_version_has_a_page(run: Path, language: str) -> None:
+    """Without what was added since: Chinese, judges' sentences, numbers of the tables."""
+    verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+    for key in ("sentence_zh", "alarms_zh"):
+        del verdict[key]
+    for key in ("sentence", "sentence_zh", "advice", "advice_zh"):
+        del verdict["judge"][key]
+    (run / "verdict.json").write_text(json.dumps(verdict), encoding="utf-8")
+    assert verdict["sentence"] in run_page(run, Words(language))
+    del verdict["costs"]["kl_per_token"]
+    (run / "verdict.json").write_text(json.dumps(verdict), encoding="utf-8")
+    (run / "summary.json").write_text('{"steps": 6, "data": {}, "val": {"loss": 1}}')
+    text = run_page(run, Words(language))
+    assert verdict["sentence"] in text
+    assert f"<h2>{Words(language)['numbers']}</h2>" not in text
+
+
+def test_no_answer_is_preferred_by_a_judge_that_cannot_judge(run: Path) -> None:
+    answer = {"text": "x", "tokens": 2, "ended": True}
+    case = {"prompt": "?", "source": "", "reference": answer, "policy": {**answer, "text": "y"}}
+    write_lines(run / "answers.jsonl", [{**case, "preferences": {"pairs": 1.0}}])
+    assert "policy ✓ preferred" in run_page(run, EN)
+    verdict = json.loads((run / "verdict.json").read_text(encoding="utf-8"))
+    rewrite(run / "verdict.json", judge={**verdict["judge"], "can_judge": False})
+    assert "✓" not in run_page(run, EN)
 
 
 def test_all_words_are_there_in_both_languages() -> None:

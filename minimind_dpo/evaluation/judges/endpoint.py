@@ -26,6 +26,7 @@ from minimind_dpo.evaluation.answers import Answer, Bar, Prompt, alike
 from minimind_dpo.evaluation.judges.chat_client import ChatClient, RequestError, as_json
 from minimind_dpo.evaluation.judges.judge import Trust, read_file
 from minimind_dpo.evaluation.options import EndpointOptions
+from minimind_dpo.evaluation.text import Text, join
 from minimind_dpo.options.problem import ConfigError, Problem
 
 REQUEST_KEY: Final = "judge.endpoint.request"
@@ -80,7 +81,11 @@ class EndpointJudge:
 
     def __init__(self, options: EndpointOptions, client: ChatClient, bar: Bar) -> None:
         self.options = options
-        self.trust = Trust(f"what {options.model} prefers, asked in both orders")
+        self._words = Text(
+            f"what {options.model} prefers, asked in both orders",
+            f"{options.model} 的偏好，两种顺序各问一次",
+        )
+        self.trust = Trust(self._words)
         self._request = read_request(options.request)
         self._client = client
         self._bar = bar
@@ -124,18 +129,25 @@ class EndpointJudge:
         return preferences
 
     def _trust(self, replies: Sequence[_Reply], disagreed: int, asked: int) -> Trust:
-        words = f"what {self.options.model} prefers, asked in both orders"
+        words = self._words
         if disagreed:
-            words += f" ({disagreed} of {asked} were decided otherwise with the answers swapped)"
+            swapped = Text(
+                f" ({disagreed} of {asked} were decided otherwise with the answers swapped)",
+                f"（{asked} 次比较中有 {disagreed} 次在交换回答后结论不同）",
+            )
+            words = join([words, swapped])
         reasons = [reply.why for reply in replies if reply.why]
         pairs = zip(replies[::2], replies[1::2], strict=True)
         unread = sum(bool(one.why or other.why) for one, other in pairs)
         if unread:
             most = max(set(reasons), key=reasons.count)
-            told = f"{unread} of {asked} comparisons got no reply that counts, mostly: {most}"
+            told = Text(
+                f"{unread} of {asked} comparisons got no reply that counts, mostly: {most}",
+                f"{asked} 次比较中有 {unread} 次没有得到有效回复，主要原因：{most}",
+            )
             if unread > MOST_UNREAD * asked:
                 return Trust(words, unable=told)
-            words += f"; {told}"
+            words = join([words, told], "; ", "；")
         return Trust(words)
 
     def _body(self, prompt: str, a: str, b: str) -> dict[str, Any]:

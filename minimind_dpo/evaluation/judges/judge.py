@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 import yaml
 
-from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.statistics import Estimate
+from minimind_dpo.evaluation.text import chinese
 from minimind_dpo.options.problem import ConfigError, Problem
+
+if TYPE_CHECKING:
+    from minimind_dpo.evaluation.answers import Answer, Prompt
 
 _T = TypeVar("_T")
 
@@ -26,7 +29,8 @@ class Trust:
     """What a judge can be trusted for.
 
     Attributes:
-        words: What it goes by, as a noun phrase: "the preference that the training pairs show".
+        words: What it goes by, as a noun phrase: "the preference that the training pairs show". It
+            and the other sentences may be a `Text`, which knows its Chinese.
         accuracy: Share of held-out pairs whose chosen answer it prefers, ties counted half; None
             where that is not the measure, as for a program that says what is wanted.
         unable: Why it cannot judge at all; empty where it can.
@@ -55,6 +59,7 @@ class Trust:
             "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
             "unable": self.unable,
             "advice": self.advice,
+            "advice_zh": chinese(self.advice),
             "can_judge": self.can_judge,
         }
 

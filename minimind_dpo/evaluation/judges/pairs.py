@@ -28,6 +28,7 @@ from minimind_dpo.evaluation.judges.bradley_terry import BradleyTerry, fit
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.scoring import frozen, pair_batches, prompt_groups
 from minimind_dpo.evaluation.statistics import share_interval
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.objective.logps import predictor_states
 
@@ -81,14 +82,14 @@ class PairsJudge:
     def trust(self) -> Trust:
         """Its accuracy on held-out pairs."""
         pairs = self.ground.test_pairs
-        words = "the preference that the training pairs show, length aside"
-        if self._cuts:
-            words += f" and in the first {self.ground.longest} tokens of an answer alone"
+        words = self._words()
         if self._model is None:
-            found = len(self.ground.fit_pairs)
-            return Trust(words, unable=f"{found} training pairs are too few to fit it on")
+            count = len(self.ground.fit_pairs)
+            en, zh = "training pairs are too few to fit it on", "个训练偏好对太少，无法拟合"
+            return Trust(words, unable=Text(f"{count} {en}", f"{count} {zh}"))
         if not pairs:
-            return Trust(words, unable="there is no held-out pair to test it on")
+            en, zh = "there is no held-out pair to test it on", "没有留出偏好对可以检验它"
+            return Trust(words, unable=Text(en, zh))
         with self.ground.bar("Testing the judge", len(pairs), "pairs") as advance:
             score = self._model.prefer(*self._differences(pairs, advance))
         return Trust(words, share_interval((1.0 + np.sign(score)) / 2.0))
@@ -132,11 +133,17 @@ class PairsJudge:
         lengths = np.array([[len(pair.chosen_ids), len(pair.rejected_ids)] for pair in pairs])
         return np.stack(rows), np.log(lengths[:, 0] / lengths[:, 1])
 
-    @property
-    def _cuts(self) -> bool:
-        """Whether some training pairs are longer than what is judged."""
+    def _words(self) -> Text:
+        """What it goes by; where some training pairs are longer than what is judged, that too."""
         pairs, most = self.ground.fit_pairs, self.ground.longest
-        return any(max(len(pair.chosen_ids), len(pair.rejected_ids)) > most for pair in pairs)
+        en, zh = (
+            "the preference that the training pairs show, length aside",
+            "训练偏好对的偏好，不计长度",
+        )
+        if any(max(len(pair.chosen_ids), len(pair.rejected_ids)) > most for pair in pairs):
+            en += f" and in the first {most} tokens of an answer alone"
+            zh += f"，且只看回答的前 {most} 个词元"
+        return Text(en, zh)
 
     def _cut(self, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
         most = self.ground.longest

@@ -22,6 +22,7 @@ import numpy as np
 from minimind_dpo.evaluation.answers import Answer, Prompt, alike
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.judges.scores import prefer
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.problem import ConfigError, Problem
 
 KEY: Final = "judge.python"
@@ -44,7 +45,7 @@ class PythonJudge:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.trust = Trust(f"what {path} says")
+        self.trust = Trust(Text(f"what {path} says", f"{path} 给出的判断"))
         self._function = _import(path)
         self._compares = _parameters(path, self._function) == 3
 

@@ -25,6 +25,7 @@ from minimind_dpo.evaluation.answers import Answer, Bar, Prompt, alike
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.judges.scores import prefer
 from minimind_dpo.evaluation.options import RewardModelOptions
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.locate import locate
@@ -49,7 +50,9 @@ class RewardModelJudge:
         self, options: RewardModelOptions, device: Callable[[], torch.device], bar: Bar
     ) -> None:
         self.options = options
-        self.trust = Trust(f"what {options.path} was trained to prefer")
+        self.trust = Trust(
+            Text(f"what {options.path} was trained to prefer", f"{options.path} 在训练中学到的偏好")
+        )
         self._device = device
         self._bar = bar
 

@@ -29,6 +29,7 @@ from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.form import language_of, repeated_share
 from minimind_dpo.evaluation.judges.judge import read_file
 from minimind_dpo.evaluation.judges.scores import ScoreJudge
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.limits import (
     NOT_NEGATIVE,
     Choices,
@@ -149,7 +150,11 @@ def rules_judge(path: str) -> ScoreJudge:
         return sum(rule.points for rule in rules if rule.fits(prompt, answer))
 
     count = "one rule" if len(rules) == 1 else f"{len(rules)} rules"
-    return ScoreJudge("rules", f"the form asked for by {count} of {Path(path).name}", score)
+    name = Path(path).name
+    words = Text(
+        f"the form asked for by {count} of {name}", f"{name} 中 {len(rules)} 条规则要求的形式"
+    )
+    return ScoreJudge("rules", words, score)
 
 
 def read_rules(path: str) -> list[Rule]:

@@ -23,6 +23,7 @@ from minimind_dpo.disk import read_lines, write_lines, write_text
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.judges.ballots import Ballot, count_votes, make_ballots, read_votes
 from minimind_dpo.evaluation.judges.judge import Trust
+from minimind_dpo.evaluation.text import Text
 
 KEPT: Final = "voted_on.jsonl"
 """File of the answers that are voted on; it says which model wrote which."""
@@ -38,15 +39,15 @@ class Way:
     Attributes:
         file: Name of what is written.
         write: Writes it.
-        words: What its votes can be trusted for, after "what".
-        todo: What to do with the file, whose path stands at {}.
+        words: What its votes can be trusted for.
+        todo: What to do with the file, whose path stands at the first {}, and the command after it.
         votes: What the votes are called in the command.
     """
 
     file: str
     write: Callable[[Path, Sequence[Ballot]], None]
-    words: str
-    todo: str
+    words: Text
+    todo: Text
     votes: str
 
 
@@ -67,15 +68,24 @@ WAYS: Final = {
     "file": Way(
         "to_judge.jsonl",
         write_ballots,
-        "whoever wrote the votes prefers",
-        'Add "winner": "a", "b" or "tie" (or score_a and score_b) to the lines of {}.',
+        Text("what whoever wrote the votes prefers", "写下这些投票者的偏好"),
+        Text(
+            'Add "winner": "a", "b" or "tie" (or score_a and score_b) to the lines of {}. Then: {}',
+            '在 {} 的每行加上 "winner": "a"、"b" 或 "tie"（或 score_a 和 score_b），然后运行：{}',
+        ),
         "VOTES.jsonl",
     ),
     "human": Way(
         "vote.html",
         write_page,
-        "people prefer who do not know which model wrote which answer",
-        "Open {} in a browser, vote with the keys 1 2 3, and save the votes.",
+        Text(
+            "what people prefer who do not know which model wrote which answer",
+            "不知道回答出自哪个模型的人的偏好",
+        ),
+        Text(
+            "Open {} in a browser, vote with the keys 1 2 3, and save the votes. Then: {}",
+            "用浏览器打开 {}，按 1 2 3 键投票并保存，然后运行：{}",
+        ),
         "votes.json",
     ),
 }
@@ -96,7 +106,7 @@ class VotesJudge:
 
     def __init__(self, name: str, folder: Path, votes: str | None, seed: int) -> None:
         self.name = name
-        self.trust = Trust(f"what {WAYS[name].words}")
+        self.trust = Trust(WAYS[name].words)
         self._folder = folder
         self._votes = votes
         self._seed = seed
@@ -121,7 +131,9 @@ class VotesJudge:
     def _ask(self, ballots: Sequence[Ballot]) -> None:
         way = WAYS[self.name]
         if not ballots:
-            self.trust = Trust(self.trust.words, unable="all answers are alike")
+            self.trust = Trust(
+                self.trust.words, unable=Text("all answers are alike", "所有回答都相同")
+            )
             return
         path = self._folder / way.file
         way.write(path, ballots)
@@ -131,8 +143,11 @@ class VotesJudge:
                 *(f"judge={self.name}", f"judge.votes={way.votes}"),
             ]
         )
-        advice = f"{way.todo.format(path)} Then: {command}"
-        unable = f"nobody has voted on the {len(ballots)} prompts yet"
+        advice = Text(*(text.format(path, command) for text in (way.todo, way.todo.zh)))
+        count = len(ballots)
+        unable = Text(
+            f"nobody has voted on the {count} prompts yet", f"还没有人对这 {count} 个提示投票"
+        )
         self.trust = Trust(self.trust.words, unable=unable, advice=advice)
 
 
