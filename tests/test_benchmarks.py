@@ -194,14 +194,16 @@ def test_a_cold_run_without_its_pass_is_a_warm_run(
     assert all(getattr(alone, name) == getattr(warm, name) for name in counted)
 
 
-def test_bfloat16_agrees_within_its_own_precision(workload: Workload) -> None:
-    ways = ("notebook", "shared", "warm")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_half_precision_agrees_within_its_own_precision(workload: Workload, precision: str) -> None:
+    ways = ("notebook", "shared", "warm", "warm-trainer")
     half = [
         result
         for way in ways
-        for result in measure(dataclasses.replace(_request(workload, way), precision="bfloat16"))
+        for result in measure(dataclasses.replace(_request(workload, way), precision=precision))
     ]
     assert disagreements(half) == []
+    assert all(0 < result.first_grad_norm < math.inf for result in half)
 
 
 def test_a_missing_trl_is_skipped_with_what_to_do(
@@ -313,7 +315,7 @@ def test_one_command_writes_table_json_and_plot(
         (["--micro-batch", "3"], "--micro-batch 3 must divide --batch-size 8"),
         (["--pairs", "12"], "--pairs 12 must be a multiple of --batch-size 8"),
         (["--warmup-pairs", "3"], "--warmup-pairs 3 must divide the 8 passes of a step"),
-        (["--ways", "warm+fast"], "warm+fast: fast is none of compile, float32, bfloat16"),
+        (["--ways", "warm+fast"], "warm+fast: fast is none of compile, float32, bfloat16, float16"),
         (["--ways", "warm+float32+bfloat16"], "one precision and one compile at most"),
         (["--ways", "notebook+compile"], "the notebook compiles nothing"),
     ],

@@ -20,7 +20,7 @@ from minimind_dpo.batch import TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from speed.clock import Clock
 from speed.request import Request
-from speed.ways import CLIP, Run, Step, autocast, load, plain_loop
+from speed.ways import CLIP, Run, Step, autocast, load, plain_loop, scaler_of
 from speed.workload import open_store
 
 
@@ -32,6 +32,7 @@ class NotebookStep:
         self.collate = Collator("padded", max_length=request.max_length, pad_to_max_length=True)
         self.policy, self.reference = load(request), load(request)
         self.optimizer = torch.optim.AdamW(self.policy.parameters(), lr=request.lr)
+        self.scaler = scaler_of(request)
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> Step:
         x, y, mask = (tensor.to(self.request.device) for tensor in self._rectangle(pairs))
@@ -41,9 +42,11 @@ class NotebookStep:
             policy = (_logps(self.policy, x, y) * mask).sum(1)
             chosen, rejected = (policy - reference).chunk(2)
             loss = -F.logsigmoid(self.request.beta * (chosen - rejected)).mean()
-        loss.backward()
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), CLIP)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         return Step(loss.detach(), norm)
 

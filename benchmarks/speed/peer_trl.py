@@ -112,7 +112,7 @@ def _attending(request: Request) -> PreTrainedModel:
     """
     model = load(request)
     flash = importlib.util.find_spec("flash_attn") is not None
-    if request.device == "cuda" and request.precision == "bfloat16" and flash:
+    if request.device == "cuda" and request.precision != "float32" and flash:
         model.set_attn_implementation("flash_attention_2")
     return model
 
@@ -133,6 +133,7 @@ def _options(request: Request, folder: str, ahead: bool, micro: int) -> dict[str
         "gradient_checkpointing": False,
         "torch_compile": request.compiled,
         "bf16": request.precision == "bfloat16",
+        "fp16": request.precision == "float16",
         "use_cpu": request.device == "cpu",
         "dataloader_pin_memory": request.device == "cuda",
         "train_sampling_strategy": "sequential",

@@ -14,7 +14,7 @@ WARM_OF = {
 }
 """Ways that are measured with another: the steps of a cold run are a warm run."""
 
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float16")
 VARIANTS = ("compile", *PRECISIONS)
 """What may follow a way behind a plus: compiled layers, and a precision of its own."""
 
@@ -58,7 +58,8 @@ class Request:
         max_length: Longest prompt and completion; the notebook pads to it.
         batch_tokens: Most tokens of a forward pass of the reference ahead of training.
         device: `cpu` or `cuda`.
-        precision: `float32`, or `bfloat16` under autocast; weights are float32 in both.
+        precision: `float32`, or `bfloat16` or `float16` under autocast, the latter with a gradient
+            scaler; weights are float32 in all.
         threads: CPU threads of torch.
         allocator: Keep freed memory (`minimind_dpo.kernels.keep_memory`).
         lr: Learning rate of AdamW.

@@ -18,6 +18,7 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.callbacks.throughput import Throughput
+from minimind_dpo.training.lightning_seams import GuardedHalfPrecision
 from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.options import OptimizerOptions, ScheduleOptions
 from minimind_dpo.training.reference import PrecomputedReference
@@ -87,7 +88,8 @@ def through_trainer(request: Request, clock: Clock) -> Run:
     trainer = L.Trainer(
         accelerator="gpu" if request.device == "cuda" else "cpu",
         devices=1,
-        precision="bf16-mixed" if request.precision == "bfloat16" else "32-true",
+        precision={"float32": "32-true", "bfloat16": "bf16-mixed"}.get(request.precision),
+        plugins=GuardedHalfPrecision(request.device) if request.precision == "float16" else None,
         max_epochs=1,
         gradient_clip_val=CLIP,
         log_every_n_steps=10,

@@ -14,8 +14,8 @@ trl-liger    the same with Liger's kernels, which TRL has with an online referen
 trl-cold     TRL's with its log-probs computed ahead, the pass timed too
 trl-warm     the same without the pass
 
-Behind a way, `+compile` compiles the model's layers, and `+float32` or `+bfloat16` gives it a
-precision of its own.
+Behind a way, `+compile` compiles the layers, and `+float32`, `+bfloat16` or `+float16`, which has a
+gradient scaler, gives it a precision of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ from minimind_dpo.models.load import load_model
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import pair_losses
-from minimind_dpo.training.optim import make_optimizer
+from minimind_dpo.training.lightning_seams import scaled_step
+from minimind_dpo.training.nan_guard import StepGuard
+from minimind_dpo.training.optim import clip_gradients, make_optimizer
 from minimind_dpo.training.options import OptimizerOptions
 from minimind_dpo.training.reference import (
     OnlineReference,
@@ -109,8 +111,13 @@ def planned(request: Request, layout: str) -> PreTrainedModel:
 
 def autocast(request: Request) -> AbstractContextManager[object]:
     """The precision that forward passes run in."""
-    enabled = request.precision == "bfloat16"
-    return torch.autocast(request.device, torch.bfloat16, enabled=enabled)
+    dtype = torch.float16 if request.precision == "float16" else torch.bfloat16
+    return torch.autocast(request.device, dtype, enabled=request.precision != "float32")
+
+
+def scaler_of(request: Request) -> torch.amp.GradScaler:
+    """The gradient scaler of float16; one that does nothing elsewhere."""
+    return torch.amp.GradScaler(request.device, enabled=request.precision == "float16")
 
 
 def plain_loop(
@@ -152,17 +159,22 @@ class Ours:
         self.reference = reference
         self.loss = LossOptions(beta=request.beta)
         self.optimizer = make_optimizer(self.policy, OptimizerOptions(lr=request.lr))
+        self.scaler = scaler_of(request)
+        self.norm = torch.zeros(())
 
     def __call__(self, pairs: Sequence[TokenizedPair]) -> Step:
         loss = torch.zeros((), device=self.request.device)
         for start in range(0, len(pairs), self.micro_batch):
             part = self._losses(pairs[start : start + self.micro_batch]).sum() / len(pairs)
-            part.backward()
+            self.scaler.scale(part).backward()
             loss += part.detach()
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), CLIP)
-        self.optimizer.step()
+        scaled_step(self.scaler, self.optimizer, self._judge)
         self.optimizer.zero_grad(set_to_none=True)
-        return Step(loss, norm)
+        return Step(loss, self.norm)
+
+    def _judge(self) -> None:
+        self.norm = clip_gradients(self.optimizer, CLIP, by_value=False)
+        StepGuard().decide(self.optimizer, self.norm, 1)
 
     def _losses(self, pairs: Sequence[TokenizedPair]) -> Tensor:
         batch = self._move(self.collate(pairs))
@@ -194,7 +206,7 @@ def ahead(request: Request, clock: Clock, timed: bool, split: bool = False) -> R
     micro_batch = request.micro_batch if split else request.batch_size
     step = Ours(request, "prefix_shared", PrecomputedReference(progress=False), micro_batch)
     key = weights_fingerprint(step.policy)
-    key += "" if request.precision == "float32" else "-bf16-mixed"
+    key += "" if request.precision == "float32" else f"-{request.precision}"
     key += f"-cold-{request.round}" if timed else ""
     cache = ReferenceCache(store, key)
     if timed:

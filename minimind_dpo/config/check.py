@@ -203,7 +203,7 @@ def machine_problems(config: Config, machine: Machine, world_size: int | None) -
         why = "is emulated on this card, many times slower than float32"
         yield Problem("trainer.precision", why, "Use 16-mixed.", "bf16-mixed")
     if config.optim.fused is True and trainer.precision == "16-mixed" and not machine.cuda:
-        why = "goes with trainer.precision=16-mixed on CUDA alone: elsewhere its scaler unscales too late"
+        why = "goes with trainer.precision=16-mixed on CUDA alone: its scaler is late elsewhere"
         yield Problem("optim.fused", why, "Leave it at auto.", True)
     if library == "onednn" and not machine.onednn:
         why = "is not in this build of torch"

@@ -152,11 +152,18 @@ class GuardedHalfPrecision(MixedPrecision):
         """Backward, unscale, clip and judge, step, and a new scale."""
         assert self.scaler is not None
         result = closure()
-        self.scaler.unscale_(optimizer)
-        self._after_closure(model, optimizer)
-        optimizer.step(**kwargs)
-        self.scaler.update()
+        scaled_step(self.scaler, optimizer, lambda: self._after_closure(model, optimizer), **kwargs)
         return result
+
+
+def scaled_step(
+    scaler: torch.amp.GradScaler, optimizer: Any, judge: Callable[[], Any], **kwargs: Any
+) -> None:
+    """Unscale gradients, let `judge` clip them and set `found_inf`, step, and find a new scale."""
+    scaler.unscale_(optimizer)
+    judge()
+    optimizer.step(**kwargs)
+    scaler.update()
 
 
 def half_precision_plugin(precision: str, on_cuda: bool) -> MixedPrecision | None:
