@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,10 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        difference = self.difference
         return {
             "policy": self.name,
             "first": self.first,
-            "difference": None if difference is None else difference.to_json(),
+            "difference": self.difference and asdict(self.difference),
             "sentence": self.sentence,
         }
 

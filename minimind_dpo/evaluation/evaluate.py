@@ -37,6 +37,8 @@ from minimind_dpo.evaluation.verdict import Case, Verdict
 from minimind_dpo.options.problem import ConfigError, Problem
 
 _PROBE_TOKENS = 8
+_SETTINGS = ("max_new_tokens", "temperature", "seed")
+"""What a verdict says of how its answers were drawn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class Evaluation:
             pairs=self._pairs(policy),
             alarms=alarms(costs, judged),
             cases=self._cases(answers, judged, also),
-            settings=self._settings(),
+            settings={k: getattr(self.options, k) for k in _SETTINGS},
         )
 
     def seconds_ahead(self, policy: Lend) -> float:
@@ -237,14 +239,6 @@ class Evaluation:
                 zip(self.task.prompts, answers, self._reference_answers, strict=True)
             )
         )
-
-    def _settings(self) -> dict[str, Any]:
-        options = self.options
-        return {
-            "max_new_tokens": options.max_new_tokens,
-            "temperature": options.temperature,
-            "seed": options.seed,
-        }
 
 
 def _seconds(draw: Callable[..., Any], tokens: int) -> float:

@@ -12,7 +12,7 @@ A judge that cannot tell chosen from rejected decides nothing.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -119,8 +119,8 @@ class Judged:
             "sentence": self.sentence,
             "sentence_zh": self.sentence.zh,
             **self.trust.to_json(),
-            "win_rate": rate and rate.to_json(),
-            "length_controlled": controlled and controlled.to_json(),
+            "win_rate": rate and asdict(rate),
+            "length_controlled": controlled and asdict(controlled),
             "wins": int((shares > 0.5).sum()),
             "ties": int((shares == 0.5).sum()),
             "losses": int((shares < 0.5).sum()),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -50,11 +49,6 @@ class Change:
         """Of the means of two columns, float (n,) each, the reference's above 0."""
         change = bootstrap([policy, reference], lambda p, r: p / r)
         return cls(float(policy.mean()), float(reference.mean()), change)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        change = self.change.to_json()
-        return {"policy": self.policy, "reference": self.reference, "change": change}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +94,6 @@ class Costs:
     repetition: Change
     perplexity: Change | None
     text: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        parts = {name: getattr(self, name) for name in self.__slots__}
-        return {
-            name: part.to_json() if hasattr(part, "to_json") else part
-            for name, part in parts.items()
-        }
 
 
 def measure(

@@ -45,10 +45,6 @@ class Ranking:
         accuracy = bootstrap([right], groups=prompt, share=True)
         return cls(accuracy, bootstrap([margin], groups=prompt))
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return {"accuracy": self.accuracy.to_json(), "margin": self.margin.to_json()}
-
 
 @dataclass(frozen=True, slots=True)
 class PairMeasures:
@@ -68,19 +64,6 @@ class PairMeasures:
     equal_length: Ranking
     by: dict[str, dict[str, Ranking]]
     chosen: Estimate
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values."""
-        by = {
-            kind: {name: ranking.to_json() for name, ranking in parts.items()}
-            for kind, parts in self.by.items()
-        }
-        return {
-            "all": self.all.to_json(),
-            "equal_length": self.equal_length.to_json(),
-            "by": by,
-            "chosen": self.chosen.to_json(),
-        }
 
 
 def measure_pairs(

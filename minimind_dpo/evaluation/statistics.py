@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Final
 
@@ -50,10 +50,6 @@ class Estimate:
         """`61% [54, 68]`."""
         value, low, high = (f"{100 * x:.0f}" for x in (self.value, self.low, self.high))
         return f"{value}% [{low}, {high}]"
-
-    def to_json(self) -> dict[str, float | int]:
-        """Plain values."""
-        return asdict(self)
 
 
 def share_interval(shares: np.ndarray) -> Estimate:

@@ -121,7 +121,7 @@ class Verdict:
         judged, agreement = self.judged, self.agreement
         also = self.also and {
             **self.also.to_json(),
-            "agreement": agreement and agreement.to_json(),
+            "agreement": agreement and asdict(agreement),
         }
         return {
             "decision": self.decision,
@@ -131,9 +131,9 @@ class Verdict:
             "judge": judged and judged.to_json(),
             "also": also,
             "prompts_to_decide": judged and judged.prompts_to_decide,
-            "costs": self.costs.to_json(),
+            "costs": asdict(self.costs),
             "facts": self.facts and asdict(self.facts),
-            "pairs": self.pairs and self.pairs.to_json(),
+            "pairs": self.pairs and asdict(self.pairs),
             "alarms": list(self.alarms),
             "alarms_zh": [chinese(alarm) for alarm in self.alarms],
             "settings": self.settings,

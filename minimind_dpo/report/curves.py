@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Final
@@ -11,12 +11,21 @@ from typing import Final
 from minimind_dpo.report.words import Words
 
 Points = list[tuple[float, float]]
+Place = Callable[[float, float], tuple[float, float]]
 
 WIDTH, HEIGHT = 360, 200
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 16, 8, 24
 _COLOURS: Final = ("#2563eb", "#d97706")
 _MOST: Final = 300
 """Points of a line; more are averaged in groups."""
+
+STYLE: Final = """
+svg { width: 100%; height: auto; display: block }
+svg text { font-size: 11px; fill: #666 } .y { text-anchor: end } .x { text-anchor: middle }
+.grid { stroke: #e3e3e3 } polyline { fill: none; stroke-width: 1.8; stroke-linejoin: round }
+.legend { font-size: .85rem; color: #555 }
+"""
+"""Of drawings, in the page that they stand in."""
 
 _CHARTS: Final = {
     "loss": ("train/loss", "val/loss"),
@@ -77,7 +86,43 @@ def draw(lines: dict[str, Points], x_label: str) -> str:
         lines: At least one point each; two lines at most.
         x_label: What x is, in the drawing's title.
     """
-    xs, ys = ([p[i] for points in lines.values() for p in points] for i in (0, 1))
+    frame, place = _frame([p for points in lines.values() for p in points], [*lines], x_label)
+    marks = []
+    for points, colour in zip(lines.values(), _COLOURS, strict=False):
+        at = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
+        marks.append(f'<polyline points="{at}" style="stroke:{colour}"/>')
+        if len(points) == 1:
+            marks.append(_dot(*place(*points[0]), colour))
+    return f"{frame}{''.join(marks)}</svg>{_legend([*lines], _COLOURS)}"
+
+
+def scatter(groups: dict[str, tuple[Points, Points]], x_label: str) -> str:
+    """A drawing of groups of points by their labels, from dark to light.
+
+    Args:
+        groups: Of each the points, and others that are drawn small and faint; one in all at least.
+        x_label: What x is, in the drawing's title.
+    """
+    points = [p for both in groups.values() for each in both for p in each]
+    frame, place = _frame(points, [*groups], x_label)
+    last = max(1, len(groups) - 1)
+    colours = [
+        f"hsl({265 - 205 * n / last:.0f} 65% {30 + 20 * n / last:.0f}%)" for n in range(last + 1)
+    ]
+    marks = []
+    for (large, faint), colour in zip(groups.values(), colours, strict=False):
+        marks += [_dot(*place(*p), f"{colour};opacity:.35", 2) for p in faint]
+        marks += [_dot(*place(*p), colour, 4) for p in large]
+    return f"{frame}{''.join(marks)}</svg>{_legend([*groups], colours)}"
+
+
+def _dot(x: float, y: float, style: str, radius: int = 3) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" style="fill:{style}"/>'
+
+
+def _frame(points: Points, labels: Sequence[str], x_label: str) -> tuple[str, Place]:
+    """The beginning of a drawing with its grid, and where in it a point is."""
+    xs, ys = zip(*points, strict=True)
     x_ticks, y_ticks = ticks(min(xs), max(xs)), ticks(min(ys), max(ys))
     x_low, x_high = min(min(xs), x_ticks[0]), max(max(xs), x_ticks[-1])
     y_low, y_high = y_ticks[0], y_ticks[-1]
@@ -97,21 +142,14 @@ def draw(lines: dict[str, Points], x_label: str) -> str:
     for tick in x_ticks:
         x, _ = place(tick, y_low)
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - 8}" class="x">{_number(tick)}</text>')
-    parts.append(f"<title>{escape(', '.join(lines))} ({escape(x_label)})</title>")
-    for points, colour in zip(lines.values(), _COLOURS, strict=False):
-        at = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in points))
-        parts.append(f'<polyline points="{at}" style="stroke:{colour}"/>')
-        if len(points) == 1:
-            x, y = place(*points[0])
-            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" style="fill:{colour}"/>')
-    parts += ["</svg>", _legend(list(lines))]
-    return "".join(parts)
+    parts.append(f"<title>{escape(', '.join(labels))} ({escape(x_label)})</title>")
+    return "".join(parts), place
 
 
-def _legend(labels: Sequence[str]) -> str:
+def _legend(labels: Sequence[str], colours: Sequence[str]) -> str:
     marks = (
         f'<span style="color:{colour}">&#9644;</span> {escape(label)}'
-        for label, colour in zip(labels, _COLOURS, strict=False)
+        for label, colour in zip(labels, colours, strict=False)
     )
     return f'<div class="legend">{" &nbsp; ".join(marks)}</div>'
 

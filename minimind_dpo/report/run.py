@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from minimind_dpo.disk import read_lines, read_object, read_rows, write_text
 from minimind_dpo.evaluation.table import verdict_rows
-from minimind_dpo.report.curves import Chart, charts, draw
+from minimind_dpo.report.curves import STYLE, Chart, charts, draw
 from minimind_dpo.report.jobs import frontier_of, read_points
 from minimind_dpo.report.numbers import data_rows, training_rows, validation_rows
 from minimind_dpo.report.words import Words
@@ -61,6 +61,7 @@ def run_page(run: Path, words: Words) -> str:
     )
     return environment.get_template("run.html").render(
         words=words,
+        drawing_style=Markup(STYLE.strip()),
         name=run.resolve().name,
         verdict=verdict,
         sentence=_sentence(summary, verdict, words),

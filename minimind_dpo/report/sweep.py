@@ -8,23 +8,18 @@ from __future__ import annotations
 
 import csv
 import html
-import importlib.util
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from minimind_dpo.disk import write_text
+from minimind_dpo.report.curves import STYLE, scatter
 from minimind_dpo.report.jobs import Job, frontier_of, read_jobs
 from minimind_dpo.report.settings import RULE, Setting, compare, recommend
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 
 class Column(NamedTuple):
@@ -71,7 +66,7 @@ body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 76rem; p
 th, td { padding: .3rem .7rem; text-align: right; white-space: nowrap }
 th:first-child, td:first-child { text-align: left }
 tr { border-bottom: 1px solid #ddd } .taken { background: #e8f3e8; font-weight: 600 }
-svg { max-width: 100%; height: auto } .note { color: #555; font-size: .9rem }
+figure { margin: 0; max-width: 44rem } .note { color: #555; font-size: .9rem }
 """
 
 
@@ -192,12 +187,12 @@ class SweepReport:
         return (
             '<!doctype html><html lang="en"><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
-            f"<title>Sweep {html.escape(self.name)}</title><style>{_STYLE}</style>"
+            f"<title>Sweep {html.escape(self.name)}</title><style>{_STYLE}{STYLE}</style>"
             f"<h1>Sweep {html.escape(self.name)}</h1><p><b>{html.escape(self.sentence)}</b></p>"
             f'<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
             f'<p class="note">Judged by {html.escape(self.judges)}; &plusmn; is one standard '
             f"deviation over seeds. {html.escape(RULE)}</p>"
-            f"<h2>Win rate against KL</h2>{frontier(self.settings)}"
+            f"<h2>Win rate at equal length against KL, nats an answer</h2>{frontier(self.settings)}"
             + (f"<h2>Without a result</h2><ul>{left}</ul>" if left else "")
             + "</html>\n"
         )
@@ -217,37 +212,18 @@ def cell(setting: Setting, column: Column, spread: bool = True) -> str:
 def frontier(settings: list[Setting]) -> str:
     """Win rate at equal length against KL as SVG (arXiv 2305.18290, figure 2).
 
-    One point a run, a fainter one for each verdict while it trained.
+    One point a run, a fainter one for each verdict while it trained; empty without any.
     """
-    if importlib.util.find_spec("matplotlib") is None:
-        return "<p>To draw it: pip install 'minimind-dpo[report]'</p>"
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    with rc_context({"svg.hashsalt": "minimind_dpo", "svg.fonttype": "path"}):
-        figure = Figure(figsize=(7, 4), layout="tight")
-        draw_frontier(figure.subplots(), settings)
-        drawing = io.StringIO()
-        figure.savefig(drawing, format="svg", metadata={"Date": None})
-    return drawing.getvalue()[drawing.getvalue().index("<svg") :]  # without the XML prolog
-
-
-def draw_frontier(axes: Axes, settings: Sequence[Setting]) -> None:
-    """Draw what `frontier` says into axes of matplotlib, the settings from dark to light."""
-    from matplotlib import colormaps
-
-    for place, setting in enumerate(settings):
-        color = colormaps["viridis"](0.9 * place / max(1, len(settings) - 1))
-        ends = frontier_of(job.point for job in setting.jobs)
-        earlier = frontier_of(point for job in setting.jobs for point in job.earlier)
-        axes.plot(*np.reshape(ends, (-1, 2)).T, "o", color=color, label=setting.name)
-        axes.plot(*np.reshape(earlier, (-1, 2)).T, "o", color=color, alpha=0.35, markersize=3)
-    axes.axhline(0.5, color="0.7", linewidth=1)
-    axes.set_xlabel("KL to the reference, nats an answer")
-    axes.set_ylabel("win rate at equal length")
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    groups = {
+        setting.name: (
+            frontier_of(job.point for job in setting.jobs),
+            frontier_of(point for job in setting.jobs for point in job.earlier),
+        )
+        for setting in settings
+    }
+    if not any(points for both in groups.values() for points in both):
+        return "<p>No run has a win rate.</p>"
+    return f"<figure>{scatter(groups, 'KL to the reference, nats an answer')}</figure>"
 
 
 def tell_answer(sweep: Path) -> SweepReport:

@@ -19,7 +19,7 @@ from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
-from minimind_dpo.evaluation.judges.rules import rules_judge
+from minimind_dpo.evaluation.judges.rules import RulesJudge
 from minimind_dpo.evaluation.judges.votes import VotesJudge
 from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.problem import ConfigError, Problem
@@ -57,7 +57,7 @@ def build_judge(
         case "demo":
             return _demo_judge(prompts, key)
         case "rules":
-            return _with_accuracy(rules_judge(str(options.rules)), held_out)
+            return _with_accuracy(RulesJudge(str(options.rules)), held_out)
         case "python":
             return PythonJudge(str(options.python))
         case "reward_model":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_costs_by_hand() -> None:
     assert costs.perplexity is not None
     assert costs.perplexity.reference == pytest.approx(np.exp(60 / 20))
     assert costs.perplexity.change.value == pytest.approx(np.exp(6 / 20))
-    assert costs.to_json()["length"]["change"]["n"] == 4
+    assert asdict(costs)["length"]["change"]["n"] == 4
     looping = measure(
         np.ones(4), some_answers([8] * 4, [True] * 4, loops=True), reference, (nll, nll, tokens), ""
     )
@@ -212,7 +213,7 @@ def test_pair_measures_tell_language_source_and_length_apart() -> None:
     assert got.by["length"]["rejected longer"].margin.value == -0.5
     # m = a + c x, x = tanh(1) or -tanh(1): a is the mean of the two groups' margins, 0.5.
     assert got.equal_length.margin.value == pytest.approx(0.5)
-    assert got.to_json()["by"]["source"]["b.jsonl"]["accuracy"]["n"] == 2
+    assert asdict(got)["by"]["source"]["b.jsonl"]["accuracy"]["n"] == 2
 
 
 def test_accuracy_that_is_length_alone_is_chance_at_equal_length() -> None:

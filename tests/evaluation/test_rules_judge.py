@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from minimind_dpo.evaluation.judges.rules import KINDS, read_rules, rules_judge
+from minimind_dpo.evaluation.judges.rules import KINDS, RulesJudge, read_rules
 from minimind_dpo.options.problem import ConfigError
 
 from .planted import asked, written
@@ -48,7 +48,7 @@ def test_each_rule_gives_its_points(file: Path, text: str, ended: bool, points: 
 
 
 def test_more_points_are_better_and_as_many_are_a_tie(file: Path) -> None:
-    judge = rules_judge(str(file))
+    judge = RulesJudge(str(file))
     first = [written("It is 12"), written("It is 12", False), written("It is so")]
     second = [written("It is so"), written("It is 12"), written("It is no")]
     assert judge.compare([asked("?")] * 3, first, second).tolist() == [1.0, -1.0, 0.0]
@@ -59,7 +59,7 @@ def test_more_points_are_better_and_as_many_are_a_tie(file: Path) -> None:
 def test_a_file_may_be_json(tmp_path: Path) -> None:
     path = tmp_path / "rules.json"
     path.write_text(json.dumps([{"rule": "contains", "text": "您"}]), encoding="utf-8")
-    judge = rules_judge(str(path))
+    judge = RulesJudge(str(path))
     assert judge.compare([asked("?")], [written("您")], [written("你")]).tolist() == [1.0]
     assert judge.trust.words == "the form asked for by one rule of rules.json"
 

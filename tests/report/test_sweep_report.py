@@ -25,7 +25,7 @@ from minimind_dpo.report.__main__ import WRONG_INPUT, main
 from minimind_dpo.report.jobs import Job, read_jobs
 from minimind_dpo.report.options import SweepOptions
 from minimind_dpo.report.settings import Setting, compare, recommend
-from minimind_dpo.report.sweep import SweepReport
+from minimind_dpo.report.sweep import SweepReport, frontier
 
 
 def job(beta: float, rate: float, kl: float, **more: Any) -> Job:
@@ -149,11 +149,15 @@ def test_the_table_is_whole_in_a_terminal_of_80_characters() -> None:
     assert "11.15 ±0.07" in text
 
 
-def test_a_page_without_matplotlib_says_how_to_draw(
-    sweep: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_frontier_has_a_point_a_run_and_a_faint_one_for_each_verdict_on_the_way(
+    sweep: Path,
 ) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "minimind-dpo[report]" in SweepReport.of(sweep).html()
+    report = SweepReport.of(sweep)
+    drawing = frontier(report.settings)
+    assert drawing.count('r="4"') == 3
+    assert drawing.count('r="2"') == 3
+    assert [drawing.count(setting.name) for setting in report.settings] == [2, 2]  # title, legend
+    assert "No run has a win rate" in frontier([])
 
 
 def test_a_point_while_training_is_not_the_result(sweep: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -56,7 +56,7 @@ class Trust:
         """Plain values."""
         return {
             "words": self.words,
-            "accuracy": None if self.accuracy is None else self.accuracy.to_json(),
+            "accuracy": self.accuracy and asdict(self.accuracy),
             "unable": self.unable,
             "advice": self.advice,
             "advice_zh": chinese(self.advice),
@@ -92,6 +92,17 @@ class Judge(Protocol):
             share; NaN where it could not judge, which is counted and told.
         """
         ...
+
+
+def prefer(ours: np.ndarray, theirs: np.ndarray, alike: np.ndarray | bool = False) -> np.ndarray:
+    """Preferences of scores: float64 (n,), NaN where a score is NaN.
+
+    Args:
+        ours: float64 (n,), scores of the first answers.
+        theirs: float64 (n,), of the second ones.
+        alike: bool (n,), where both are one text: a tie, whatever noise is in their scores.
+    """
+    return np.where(alike, 0.0, np.sign(ours - theirs))
 
 
 def read_file(path: str, key: str, parse: Callable[[str], _T]) -> _T:

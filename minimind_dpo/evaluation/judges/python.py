@@ -20,8 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from minimind_dpo.evaluation.answers import Answer, Prompt, alike
-from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
-from minimind_dpo.evaluation.judges.scores import prefer
+from minimind_dpo.evaluation.judges.judge import JudgeError, Trust, prefer
 from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.problem import ConfigError, Problem
 

@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from minimind_dpo.evaluation.answers import Answer, Bar, Prompt, alike
-from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
-from minimind_dpo.evaluation.judges.scores import prefer
+from minimind_dpo.evaluation.judges.judge import JudgeError, Trust, prefer
 from minimind_dpo.evaluation.options import RewardModelOptions
 from minimind_dpo.evaluation.text import Text
 from minimind_dpo.models.errors import CheckpointError

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import yaml
 
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.form import language_of, repeated_share
-from minimind_dpo.evaluation.judges.judge import read_file
-from minimind_dpo.evaluation.judges.scores import ScoreJudge
+from minimind_dpo.evaluation.judges.judge import Trust, prefer, read_file
 from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.limits import (
     NOT_NEGATIVE,
@@ -138,23 +138,37 @@ KINDS: Final = {
 _POINTS: Final = Form(is_number, "a number")
 
 
-def rules_judge(path: str) -> ScoreJudge:
-    """The judge of a file of rules.
+class RulesJudge:
+    """Prefers the answer with more points; the same points are a tie.
+
+    Args:
+        path: The file of rules.
 
     Raises:
         ConfigError: With every problem of the file.
     """
-    rules = read_rules(path)
 
-    def score(prompt: Prompt, answer: Answer) -> float:
-        return sum(rule.points for rule in rules if rule.fits(prompt, answer))
+    name = "rules"
+    tokens_ahead = 0
 
-    count = "one rule" if len(rules) == 1 else f"{len(rules)} rules"
-    name = Path(path).name
-    words = Text(
-        f"the form asked for by {count} of {name}", f"{name} 中 {len(rules)} 条规则要求的形式"
-    )
-    return ScoreJudge("rules", words, score)
+    def __init__(self, path: str) -> None:
+        self._rules = read_rules(path)
+        n, file = len(self._rules), Path(path).name
+        count = "one rule" if n == 1 else f"{n} rules"
+        self.trust = Trust(
+            Text(f"the form asked for by {count} of {file}", f"{file} 中 {n} 条规则要求的形式")
+        )
+
+    def compare(
+        self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
+    ) -> np.ndarray:
+        """1 where the first has more points, -1 where the second has, 0 else."""
+        return prefer(self._points(prompts, first), self._points(prompts, second))
+
+    def _points(self, prompts: Sequence[Prompt], answers: Sequence[Answer]) -> np.ndarray:
+        pairs = zip(prompts, answers, strict=True)
+        points = [sum(rule.points for rule in self._rules if rule.fits(p, a)) for p, a in pairs]
+        return np.array(points, np.float64)
 
 
 def read_rules(path: str) -> list[Rule]:
