@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from minimind_dpo.evaluation.alarms import alarms
+from minimind_dpo.evaluation.compare import Comparison, comparison_table
 from minimind_dpo.evaluation.judged import Judged
 from minimind_dpo.evaluation.judges.judge import Trust
 from minimind_dpo.evaluation.measures import Facts, measure
@@ -151,3 +152,17 @@ def test_agreement_and_what_judges_can_be_trusted_for_are_in_the_file_and_the_ta
     assert "agreement, 60 decided" in out.getvalue()
     assert "Judge one can be trusted for form." in out.getvalue()
     assert "Judge two can be trusted for taste." in out.getvalue()
+
+
+def test_policies_that_are_compared_have_their_costs_beside_their_wins() -> None:
+    """The second wins as often, with answers twice as long and a KL of 3.1."""
+    ours, theirs, nothing = [written("abcdefg")] * 60, [written("abc")] * 60, np.zeros(0)
+    costs = measure(np.full(60, 3.14), ours, theirs, (nothing, nothing, nothing), "prompts")
+    first = verdict(WON, WON)
+    longer = dataclasses.replace(first, costs=costs)
+    out = io.StringIO()
+    grid = comparison_table("A", first, [Comparison.of("B", longer, "A", first)])
+    Console(file=out, width=120).print(grid)
+    rows = [line.split() for line in out.getvalue().splitlines() if "better" in line]
+    assert [cell for cell in rows[0] if cell in ("0", "x1.00")] == ["0", "x1.00"]
+    assert [cell for cell in rows[1] if cell in ("3.1", "x2.00")] == ["3.1", "x2.00"]
