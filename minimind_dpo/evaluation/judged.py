@@ -69,7 +69,7 @@ class Judged:
         words = self.trust.words
         return Text(
             f"Judge {self.judge} can be trusted for {words}.",
-            f"裁判 {self.judge} 可以信任的是：{chinese(words)}。",
+            f"裁判 {self.judge} 的可信范围：{chinese(words)}。",
         )
 
     @property

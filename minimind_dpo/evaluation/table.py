@@ -26,7 +26,7 @@ _COSTS: Final = {
     "length": (Text("tokens an answer", "每个回答的词元"), ".1f", True),
     "ended": (Text("answers that end", "正常结束的回答"), ".0%", False),
     "repetition": (Text("repeated 4-grams", "重复的四元组"), ".1%", False),
-    "perplexity": (Text("perplexity of {}", "{} 的困惑度"), ".1f", True),
+    "perplexity": (Text("perplexity of {}", "{}的困惑度"), ".1f", True),
 }
 """Label, form of both models' numbers, and whether the change is a ratio."""
 _PARTS: Final = {
@@ -105,7 +105,8 @@ def _cost_rows(verdict: Plain) -> Iterator[Row]:
     for name, (label, form, is_ratio) in _COSTS.items():
         if cost := costs[name]:
             sides = (format(cost[side], form) for side in ("reference", "policy"))
-            of = Text(label.format(costs["text"]), label.zh.format(costs["text"]))
+            text = costs["text"]
+            of = Text(label.format(text), label.zh.format("提示" if text == "prompts" else text))
             yield (of, *sides, _change(cost["change"], is_ratio))
     if facts is not None:
         known, lost, gained = facts["known"], facts["lost"], facts["gained"]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Final
 
@@ -39,28 +38,15 @@ _CHARTS: Final = {
 """Which columns of `metrics.csv` are drawn together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chart:
-    """One drawing.
-
-    Attributes:
-        title: Above it.
-        svg: The drawing.
-    """
-
-    title: str
-    svg: str
-
-
-def charts(rows: Sequence[dict[str, str]], words: Words) -> list[Chart]:
-    """Drawings of the rows of a `metrics.csv`; none of what was not logged."""
+def charts(rows: Sequence[dict[str, str]], words: Words) -> list[tuple[str, str]]:
+    """Title and drawing in SVG of what the rows of a `metrics.csv` have of `_CHARTS`."""
     drawn = []
     for name, columns in _CHARTS.items():
         lines = {column: points_of(rows, column) for column in columns}
         lines = {column: points for column, points in lines.items() if points}
         if lines:
             labels = {words.curve(column): points for column, points in lines.items()}
-            drawn.append(Chart(words[f"chart_{name}"], draw(labels, words["step"])))
+            drawn.append((words[f"chart_{name}"], draw(labels, words["step"])))
     return drawn
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from minimind_dpo.disk import read_lines, read_object, read_rows, write_text
 from minimind_dpo.evaluation.table import verdict_rows
-from minimind_dpo.report.curves import STYLE, Chart, charts, draw
+from minimind_dpo.report.curves import STYLE, charts, draw
 from minimind_dpo.report.jobs import frontier_of, read_points
 from minimind_dpo.report.numbers import data_rows, training_rows, validation_rows
 from minimind_dpo.report.words import Words
@@ -68,7 +68,7 @@ def run_page(run: Path, words: Words) -> str:
         alarms=words.of(verdict, "alarms"),
         verdict_rows=_rows(verdict_rows, verdict, words.language),
         notes=[f"{words.of(judge, 'sentence')} {words.of(judge, 'advice')}" for judge in judges],
-        charts=[(chart.title, Markup(chart.svg)) for chart in _charts(run, words)],
+        charts=[(title, Markup(svg)) for title, svg in _charts(run, words)],
         shown=shown,
         others=others,
         samples=_samples(run / "samples.md"),
@@ -96,12 +96,12 @@ def _sentence(summary: Mapping[str, Any], verdict: Mapping[str, Any], words: Wor
     return words["no_verdict" if summary else "unfinished"]
 
 
-def _charts(run: Path, words: Words) -> list[Chart]:
+def _charts(run: Path, words: Words) -> list[tuple[str, str]]:
     drawn = charts(read_rows(run / "csv" / "metrics.csv")[1], words)
     points = frontier_of(read_points(run / "frontier.jsonl"))
     if len(points) > 1:
         svg = draw({words["policy"]: points}, words["kl"])
-        drawn.append(Chart(f"{words['chart_frontier']} / {words['kl']}", svg))
+        drawn.append((f"{words['chart_frontier']} / {words['kl']}", svg))
     return drawn
 
 

@@ -146,7 +146,7 @@ def test_the_chinese_page_has_the_verdict_and_its_numbers_in_chinese(run: Path) 
     assert '<html lang="zh">' in text
     assert verdict["sentence_zh"].startswith(DECISIONS[verdict["decision"]].zh)
     judge = verdict["judge"]
-    assert judge["sentence_zh"].startswith("裁判 pairs 可以信任的是：训练偏好对的偏好，不计长度")
+    assert judge["sentence_zh"].startswith("裁判 pairs 的可信范围：训练偏好对的偏好，不计长度")
     for said in (verdict["sentence_zh"], alarm, judge["sentence_zh"]):
         assert said in text
     for said in (verdict["sentence"], "Answers run long", judge["sentence"]):
