@@ -1,4 +1,4 @@
-"""The types that cross packages: pairs as read, as tokens, as a batch, and as log-probs.
+"""The types that cross packages: pairs as read, as tokens, and as a batch.
 
 `data` makes them, `models` runs them, `objective` scores them; none of those three imports
 another, so what they share lives here. Letters used in shapes:
@@ -159,20 +159,6 @@ class PreferenceBatch:
     Its tensors are never replaced: a copy that has been made of them, packed, stays true.
     """
 
-    _TENSORS = (
-        "input_ids",
-        "position_ids",
-        "attention_mask",
-        "predictor_index",
-        "target_id",
-        "sequence_id",
-        "lengths",
-        "pair_index",
-        "margins",
-        "weights",
-        "reference_token_logps",
-    )
-
     def __init__(
         self,
         *,
@@ -237,7 +223,7 @@ class PreferenceBatch:
 
     def _packed(self) -> _Packed:
         if self._buffers is None:
-            tensors = {name: getattr(self, name) for name in self._TENSORS}
+            tensors = {name: x for name, x in vars(self).items() if isinstance(x, Tensor)}
             if self.plan is not None:
                 tensors |= {name: getattr(self.plan, name) for name in AttentionPlan.TENSORS}
             self._buffers = _Packed.of(tensors)
@@ -264,35 +250,30 @@ class _Packed:
 
     Attributes:
         buffers: The elements of all tensors of a dtype, (sum of their sizes,).
-        shapes: Dtype and shape of each tensor, in the order of the buffers; None for no tensor.
+        shapes: Dtype and shape of each tensor, in the order of the buffers.
     """
 
     buffers: dict[torch.dtype, Tensor]
-    shapes: dict[str, tuple[torch.dtype, torch.Size] | None]
+    shapes: dict[str, tuple[torch.dtype, torch.Size]]
 
     @classmethod
-    def of(cls, tensors: dict[str, Tensor | None]) -> _Packed:
+    def of(cls, tensors: dict[str, Tensor]) -> _Packed:
         """Copy tensors into buffers."""
         parts: dict[torch.dtype, list[Tensor]] = {}
         for tensor in tensors.values():
-            if tensor is not None:
-                parts.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
-        shapes = {name: None if t is None else (t.dtype, t.shape) for name, t in tensors.items()}
+            parts.setdefault(tensor.dtype, []).append(tensor.reshape(-1))
+        shapes = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
         return cls({dtype: torch.cat(flat) for dtype, flat in parts.items()}, shapes)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> _Packed:
         """The same tensors in other memory."""
         return _Packed({dtype: function(x) for dtype, x in self.buffers.items()}, self.shapes)
 
-    def tensors(self) -> dict[str, Tensor | None]:
+    def tensors(self) -> dict[str, Tensor]:
         """Views of the buffers."""
         start = dict.fromkeys(self.buffers, 0)
-        views: dict[str, Tensor | None] = {}
-        for name, known in self.shapes.items():
-            if known is None:
-                views[name] = None
-                continue
-            dtype, shape = known
+        views: dict[str, Tensor] = {}
+        for name, (dtype, shape) in self.shapes.items():
             end = start[dtype] + shape.numel()
             views[name] = self.buffers[dtype][start[dtype] : end].view(shape)
             start[dtype] = end
@@ -308,44 +289,6 @@ def _unpacked(packed: _Packed, plain: dict[str, Any]) -> PreferenceBatch:
     batch = PreferenceBatch(plan=plan, **tensors, **plain)
     batch._buffers = packed
     return batch
-
-
-@dataclass(frozen=True, slots=True)
-class PairLogps:
-    """Log-probs of the scored tokens of P pairs under one model.
-
-    Attributes:
-        token_logps: float32 (N,) log p(token | before it), in nats.
-        sequence_id: int64 (N,), as in `PreferenceBatch`.
-        lengths: int64 (2P,), scored tokens of each sequence.
-        entropy: float32 (N,) entropy of the predicting distribution in nats, no gradient; None
-            where it was not asked for.
-        log_sum_sq_probs: float32 (N,) log of the sum of squared probabilities of the predicting
-            distribution, no gradient, for WPO weighting; None where it was not asked for.
-        aux_loss: Mixture-of-experts balance loss of the forward pass, scalar, or None.
-    """
-
-    token_logps: Tensor
-    sequence_id: Tensor
-    lengths: Tensor
-    entropy: Tensor | None = None
-    log_sum_sq_probs: Tensor | None = None
-    aux_loss: Tensor | None = None
-
-    @property
-    def num_pairs(self) -> int:
-        """P."""
-        return self.lengths.numel() // 2
-
-    def sum_per_sequence(self, values: Tensor) -> Tensor:
-        """Sum per-token `values` (N,) into sequences: (2P,), chosen first."""
-        total = torch.zeros(self.lengths.numel(), dtype=values.dtype, device=values.device)
-        return total.index_add(0, self.sequence_id, values)
-
-    @property
-    def sums(self) -> Tensor:
-        """Sequence log-probs (2P,), chosen first, in nats."""
-        return self.sum_per_sequence(self.token_logps)
 
 
 def split_sides(values: Tensor | Sequence[Any]) -> tuple[Any, Any]:

@@ -23,7 +23,7 @@ from minimind_dpo.config.jobs import Grid, check_jobs, for_sweep
 from minimind_dpo.config.schema import Config, schema_keys
 from minimind_dpo.config.source import CONF_DIR
 from minimind_dpo.data.read.pairs import parse_record
-from minimind_dpo.objective.preference_loss import LOSSES
+from minimind_dpo.objective.losses.registry import LOSSES
 
 ROOT = Path(__file__).resolve().parents[1]
 READMES = ("README.md", "README_zh.md")

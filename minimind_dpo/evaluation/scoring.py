@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
+from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import use_planned_attention
-from minimind_dpo.objective.logps import AuxLoss, sequence_logps
+from minimind_dpo.objective.logps import AuxLoss, PairLogps, sequence_logps
 
 BATCH_TOKENS: Final = 16384
 """Of a forward pass without gradients, where neither the user nor a GPU's memory says more."""

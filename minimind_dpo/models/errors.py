@@ -14,7 +14,7 @@ class CheckpointError(ValueError):
     """A model or tokenizer that cannot be used: what is wrong, where, why, and what to do."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(printable(text))
+        super().__init__(printable(text).replace("\n", r"\n"))
 
 
 @contextlib.contextmanager

@@ -23,8 +23,8 @@ from minimind_dpo.models.attention.planned import plain_attention
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.hub import quiet
 from minimind_dpo.models.locate import BASE
-from minimind_dpo.models.minimind.native_file import check_finite
-from minimind_dpo.models.minimind.recognise import Dialect, dtype_name
+from minimind_dpo.models.minimind.native_file import check_finite, dtype_name
+from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.models.minimind.state_dict import to_native
 from minimind_dpo.models.older_transformers import add_older_names, read_json, write_json
 from minimind_dpo.models.tokenizers import end_of_turn_id

@@ -194,7 +194,8 @@ def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str
             try:
                 setattr(config, name, value)
             except Exception as error:  # transformers checks kinds with a type of its own
-                raise CheckpointError(f"{where}: model.config.{name}={value!r}: {error}") from error
+                asked = f"model.config.{name}={value!r:.60}"
+                raise CheckpointError(f"{where}: {asked}: {reason(error)}") from error
         else:
             raise CheckpointError(
                 f"{where}: {type(config).__name__} has no field model.config.{name}. "

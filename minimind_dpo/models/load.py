@@ -185,8 +185,8 @@ def _read_native(source: Path | str, options: LoadOptions) -> NativeSource | Non
     if isinstance(source, Path) and source.is_file():
         if source.suffix == ".safetensors":
             raise CheckpointError(
-                f"{source} is a safetensors file; give model.path the Hugging Face folder that "
-                "holds it and its config.json"
+                f"{options.key}={source} is a safetensors file; give it the Hugging Face folder "
+                "that holds it and its config.json"
             )
         return read_native(source)
     settings = read_settings(source, options.key)

@@ -8,6 +8,7 @@ modelscope:NAME  fetched from there into its cache
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,10 @@ from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import missing_file
 
 WEIGHT_SUFFIXES: Final = (".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".gguf")
-HUB_NAME: Final = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
+HUB_NAME: Final = re.compile(
+    r"(?!.*(?:--|\.\.|\.git$))(?=.{1,96}$)\w(?:[\w.-]*\w)?(?:/\w(?:[\w.-]*\w)?)?", re.ASCII
+)
+"""What a hub takes for a name: `gpt2`, `jingyaogong/MiniMind2`."""
 MODELSCOPE: Final = "modelscope:"
 MODEL_FILES: Final = ("config.json", "adapter_config.json", "config.yaml")
 """One of them makes a folder a model, adapters or a run."""
@@ -49,7 +53,7 @@ def locate(path: str | Path, key: str = "model.path") -> Path | str:
     if text.startswith(MODELSCOPE):
         return _from_modelscope(text.removeprefix(MODELSCOPE), key)
     local = Path(text).expanduser()
-    if text and local.exists():
+    if text and os.path.exists(local):  # which takes a name that is too long
         return _usable(local, key)
     if isinstance(path, Path) or _looks_local(text) or not HUB_NAME.fullmatch(text):
         raise CheckpointError(str(missing_file(key, text, local)))
@@ -89,8 +93,8 @@ def holds_adapters(source: Path | str) -> bool:
     """Whether a path is a folder of adapters alone, as peft writes it."""
     return (
         isinstance(source, Path)
-        and (source / _SETTINGS).is_file()
-        and not (source / "config.json").is_file()
+        and os.path.isfile(source / _SETTINGS)
+        and not os.path.isfile(source / "config.json")
     )
 
 
@@ -140,10 +144,10 @@ def with_base(
     if adapters is None:
         return source, None
     place = Path(adapters).expanduser()
-    if not place.is_file() and not holds_adapters(place):
+    if not os.path.isfile(place) and not holds_adapters(place):
         raise CheckpointError(
-            f"model.adapters={adapters} is neither a folder with {_SETTINGS}, as peft writes it, "
-            f"nor a file of MiniMind's own (lora_*.pth)"
+            f"model.adapters={adapters!s:.100} is neither a folder with {_SETTINGS}, as peft "
+            f"writes it, nor a file of MiniMind's own (lora_*.pth)"
         )
     return source, place
 

@@ -1,7 +1,7 @@
 """Refuse loss options that have no meaning, before anything is loaded, all at once.
 
-Two grades: values for which no formula exists (`value_problems`), and settings that the chosen
-losses would not read (`problems` adds those), which a user deserves to hear of as well.
+Three grades, each told once there is none of the one before: values by themselves, combinations for
+which no formula exists, and settings that the chosen losses would not read.
 """
 
 from __future__ import annotations
@@ -17,13 +17,8 @@ from minimind_dpo.options.problem import Problem, did_you_mean
 
 def problems(options: LossOptions) -> list[Problem]:
     """Everything wrong with `options`. Never raises."""
-    return value_problems(options) or list(_unread(options))
-
-
-def value_problems(options: LossOptions) -> list[Problem]:
-    """Values out of range, unknown names, and combinations with no formula. Never raises."""
     wrong = [*_names(options), *_weights(options), *limit_problems(options, "loss.")]
-    return wrong or list(_combinations(options))
+    return wrong or list(_combinations(options)) or list(_unread(options))
 
 
 def needs_reference(options: LossOptions) -> bool:

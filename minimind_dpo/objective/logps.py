@@ -3,14 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.objective.lm_head import Head, scored_logps
 
 AuxLoss = Callable[[tuple[Tensor, ...], PreferenceBatch], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogps:
+    """Log-probs of the scored tokens of P pairs under one model.
+
+    Attributes:
+        token_logps: float32 (N,) log p(token | before it), in nats.
+        sequence_id: int64 (N,), as in `PreferenceBatch`.
+        lengths: int64 (2P,), scored tokens of each sequence.
+        entropy: float32 (N,) entropy of the predicting distribution in nats, no gradient; None
+            where it was not asked for.
+        log_sum_sq_probs: float32 (N,) log of the sum of squared probabilities of the predicting
+            distribution, no gradient, for WPO weighting; None where it was not asked for.
+        aux_loss: Mixture-of-experts balance loss of the forward pass, scalar, or None.
+    """
+
+    token_logps: Tensor
+    sequence_id: Tensor
+    lengths: Tensor
+    entropy: Tensor | None = None
+    log_sum_sq_probs: Tensor | None = None
+    aux_loss: Tensor | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        """P."""
+        return self.lengths.numel() // 2
+
+    def sum_per_sequence(self, values: Tensor) -> Tensor:
+        """Sum per-token `values` (N,) into sequences: (2P,), chosen first."""
+        total = torch.zeros(self.lengths.numel(), dtype=values.dtype, device=values.device)
+        return total.index_add(0, self.sequence_id, values)
+
+    @property
+    def sums(self) -> Tensor:
+        """Sequence log-probs (2P,), chosen first, in nats."""
+        return self.sum_per_sequence(self.token_logps)
 
 
 def sequence_logps(

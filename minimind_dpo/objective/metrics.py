@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps, split_sides
+from minimind_dpo.batch import split_sides
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput
 

@@ -14,31 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps, split_sides
-from minimind_dpo.objective.check_options import (
-    needs_reference,
-    padded_mean_warning,
-    problems,
-    supports_margins,
-)
+from minimind_dpo.batch import split_sides
+from minimind_dpo.objective.check_options import problems
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.objective.losses.reference_free import chosen_nll
 from minimind_dpo.objective.losses.registry import LOSSES
 from minimind_dpo.objective.losses.terms import PairTerms
 from minimind_dpo.objective.losses.weighting import desensitised_sums, reduced, wpo_weights
 from minimind_dpo.objective.options import LossOptions
-
-__all__ = [
-    "LOSSES",
-    "LossOptions",
-    "LossOutput",
-    "needs_reference",
-    "padded_mean_warning",
-    "pair_losses",
-    "preference_loss",
-    "problems",
-    "supports_margins",
-]
-
 
 _OF_TOKENS = {"reduction", "ld_alpha", "wpo", "aux_coef"}
 
@@ -84,7 +67,7 @@ def pair_losses(
     Args:
         policy: Log-probs of P pairs with gradient. P may be 0.
         reference: The same tokens under the reference, or None for reference-free losses.
-        options: Checked beforehand by `validation.problems`.
+        options: Checked beforehand by `check_options.problems`.
         margins: Reward gap each pair asks for, (P,), or None.
         padded_positions: `PreferenceBatch.padded_positions`.
         mean_chosen_length: Scored chosen tokens over pairs, both of the whole optimizer step: the
@@ -152,6 +135,7 @@ def preference_loss(
     Raises:
         ValueError: A value is out of its range, or no loss of `type` reads it; tensors are not all
             (P,), which torch would broadcast; or something the loss needs is missing.
+        TypeError: A keyword is no field of `LossOptions`, or one of tokens.
     """
     _refuse_broadcasting(
         policy_chosen_logps=policy_chosen_logps,
@@ -236,7 +220,9 @@ def implicit_rewards(terms: PairTerms, options: LossOptions) -> tuple[Tensor, Te
 
 def refuse_margins(margins: Tensor | None, options: LossOptions) -> None:
     """Raise ValueError where a pair asks for a margin and a loss has none."""
-    without = [n for n in options.type if n != "sft" and "margin" not in LOSSES[n].uses]
+    # Beside another loss sft has none to ask for, by itself nothing would read the margins.
+    names = [name for name in options.type if name != "sft"] or options.type
+    without = [name for name in names if "margin" not in LOSSES[name].uses]
     # NOTE: reads one value back from the device, so only where it can matter.
     if margins is not None and without and bool(margins.any()):
         raise ValueError(

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch, TokenizedPair
+from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.models.attention.planned import use_planned_attention
@@ -28,7 +28,7 @@ from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import load_model as load_model  # makes v_learn known
 from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
-from minimind_dpo.objective.logps import sequence_logps
+from minimind_dpo.objective.logps import PairLogps, sequence_logps
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import pair_losses
 from minimind_dpo.training.layout_check import check_layout

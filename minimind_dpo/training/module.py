@@ -20,9 +20,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.evaluation.scoring import score
-from minimind_dpo.objective.logps import AuxLoss
+from minimind_dpo.objective.logps import AuxLoss, PairLogps
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import LossOutput, pair_losses

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.data.store.token_store import TokenStore
@@ -31,6 +31,7 @@ from minimind_dpo.evaluation.scoring import (
 )
 from minimind_dpo.evaluation.scoring import score as score_batch
 from minimind_dpo.models.lora import adapters_off
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.training.reference_key import reference_key
 from minimind_dpo.training.shown_progress import progress
 

@@ -23,13 +23,14 @@ from lightning.pytorch.callbacks import Callback
 from traced_steps import SMALL
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from minimind_dpo.batch import PairLogps, PreferenceBatch
+from minimind_dpo.batch import PreferenceBatch
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.models.attention.planned import use_planned_attention
 from minimind_dpo.models.load import load_model  # noqa: F401  (makes v_learn known)
 from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.training.callbacks.progress import make_progress
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.validation_schedule import ValidationSchedule

@@ -205,8 +205,8 @@ def test_sizes_that_would_fill_the_memory_are_refused_before_it_is_taken(
 
 
 def test_names_that_a_terminal_would_obey_or_cannot_write_are_spelt_out(v2_file: Path) -> None:
-    torch.save({**v2_state(), "x\x1b[31m\udcff\ud800": torch.zeros(3)}, v2_file)
-    assert r"x\x1b[31m\udcff\ud800" in refused(v2_file, config=HEADS, tokenizer=False)
+    torch.save({**v2_state(), "x\n\x1b[31m\udcff\ud800": torch.zeros(3)}, v2_file)
+    assert r"x\n\x1b[31m\udcff\ud800" in refused(v2_file, config=HEADS, tokenizer=False)
 
 
 @pytest.mark.parametrize("part", ["x" * 5000, "a\0b"])

@@ -18,6 +18,7 @@ from minimind_dpo.demo import TOKENIZER
 from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_hf
+from minimind_dpo.models.locate import HUB_NAME
 from minimind_dpo.models.tokenizers import end_of_turn_id
 
 from .conftest import tiny_tokenizer, v2_state
@@ -353,3 +354,17 @@ def test_published_tokenizers_end_turns_and_survive_an_export(folder: Path, tmp_
     text = "<|im_start|>user\n你好，世界 hello 123<|im_end|>\n"
     assert again.tokenizer(text)["input_ids"] == tokenizer(text)["input_ids"]
     assert again.model.generation_config.eos_token_id == end_of_turn_id(tokenizer)
+
+
+@pytest.mark.parametrize(
+    "name", ["\u4e2d/\u6587", "a..b", "a--b/c", "x" * 97, "x" * 5000, "a/b.", "model.git"]
+)
+def test_a_name_that_no_hub_takes_is_a_file_that_does_not_exist(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"model.path=.* does not exist"):
+        load_model(name)
+    assert not HUB_NAME.fullmatch(name)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "jingyaogong/MiniMind2", "a/b.c-d_e", "_x/0"])
+def test_what_a_hub_takes_for_a_name_is_one(name: str) -> None:
+    assert HUB_NAME.fullmatch(name)

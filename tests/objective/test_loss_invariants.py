@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps
+from minimind_dpo.objective.logps import PairLogps
+from minimind_dpo.objective.losses.registry import LOSSES
 from minimind_dpo.objective.metrics import MetricSums, pair_metrics
 from minimind_dpo.objective.options import LossOptions
-from minimind_dpo.objective.preference_loss import LOSSES, LossOutput, pair_losses
+from minimind_dpo.objective.preference_loss import LossOutput, pair_losses
 
 # A function of the gap: ln 2 at policy = reference and the same after adding a constant to both.
 LOGISTIC = ("sigmoid", "aot", "aot_unpaired")

@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from minimind_dpo.objective.options import LossOptions
-from minimind_dpo.objective.preference_loss import (
-    LOSSES,
+from minimind_dpo.objective.check_options import (
     needs_reference,
     padded_mean_warning,
-    preference_loss,
     problems,
     supports_margins,
 )
+from minimind_dpo.objective.losses.registry import LOSSES
+from minimind_dpo.objective.options import LossOptions
+from minimind_dpo.objective.preference_loss import preference_loss
 
 NAN = float("nan")
 

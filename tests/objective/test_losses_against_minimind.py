@@ -7,7 +7,7 @@ import torch
 from golden_support import numbers
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import pair_losses
 

@@ -10,15 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps
+from minimind_dpo.objective.logps import PairLogps
+from minimind_dpo.objective.losses.registry import LOSSES
 from minimind_dpo.objective.metrics import MetricSums, pair_metrics
 from minimind_dpo.objective.options import LossOptions
-from minimind_dpo.objective.preference_loss import (
-    LOSSES,
-    LossOutput,
-    pair_losses,
-    preference_loss,
-)
+from minimind_dpo.objective.preference_loss import LossOutput, pair_losses, preference_loss
 
 Case = dict[str, Any]
 

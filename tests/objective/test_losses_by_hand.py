@@ -13,11 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.objective.losses.reference_free import log1m_exp
+from minimind_dpo.objective.losses.registry import LOSSES
 from minimind_dpo.objective.losses.weighting import token_positions
 from minimind_dpo.objective.options import LossOptions
-from minimind_dpo.objective.preference_loss import LOSSES, pair_losses, preference_loss
+from minimind_dpo.objective.preference_loss import pair_losses, preference_loss
 
 
 def one_pair(**settings: Any) -> float:
@@ -82,6 +83,9 @@ def test_margin_asks_for_that_much_more_reward():
     assert one_pair(type="ipo", margins=margins) == pytest.approx((0.75 - 2.2) ** 2, abs=1e-6)
     with pytest.raises(ValueError, match="not a function of the reward gap"):
         one_pair(type="bco_pair", margins=margins)
+    with pytest.raises(ValueError, match=r"loss\.type=sft is not a function of the reward gap"):
+        one_pair(type="sft", margins=margins)
+    assert one_pair(type=["sigmoid", "sft"], margins=margins) > one_pair(type=["sigmoid", "sft"])
     assert one_pair(type="bco_pair", margins=torch.zeros(1)) == one_pair(type="bco_pair")
 
 

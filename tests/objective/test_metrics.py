@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minimind_dpo.batch import PairLogps
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.objective.metrics import MetricSums, metric_names, pair_metrics, reward_rounding
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.objective.preference_loss import pair_losses

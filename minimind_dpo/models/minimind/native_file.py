@@ -24,6 +24,11 @@ _RESUME_ENTRIES = {"model", "optimizer", "epoch", "step"}
 """Of the file that MiniMind's scripts resume from, `full_sft_768_resume.pth`."""
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`float16` for torch.float16."""
+    return str(dtype).removeprefix("torch.")
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """The state dict in a native file, on the CPU, as stored; mapped into memory where possible.
 
@@ -99,8 +104,9 @@ def check_tensors(tensors: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
         fault = _fault(key, tensor)
         if fault is not None:
             raise CheckpointError(
-                f"{path}: {str(key)[:100]!r} is {fault}; weights must be dense tensors of float32, "
-                "float16 or bfloat16, by name. Quantised models cannot be trained"
+                f"{path}: {str(key)[:100]!r} is {fault}; weights must be dense tensors of "
+                f"{', '.join(map(dtype_name, _DTYPES))}, by name. Quantised models cannot be "
+                "trained"
             )
     return dict(tensors)
 

@@ -19,6 +19,7 @@ import torch
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.minimind.folder import FolderForm
 from minimind_dpo.models.minimind.generations import GENERATIONS, Generation
+from minimind_dpo.models.minimind.native_file import dtype_name
 
 _PARTS_OF_OTHERS = {
     "speech": "talker.",
@@ -79,11 +80,6 @@ class Dialect:
             f"{title} ({self.name}): {self.class_name}, "
             f"{self.num_parameters / 1e6:.3f}M parameters, file {stored}"
         )
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`float16` for torch.float16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def common_prefix(keys: Iterable[str]) -> str:

@@ -12,7 +12,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from minimind_dpo.batch import PairLogps, split_sides
+from minimind_dpo.batch import split_sides
+from minimind_dpo.objective.logps import PairLogps
 from minimind_dpo.objective.losses.terms import PairTerms, divide
 
 
