@@ -19,7 +19,7 @@ from minimind_dpo.batch import TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.demo import MODEL, PREFERENCES, TOKENIZER
 from minimind_dpo.evaluation.scoring import score
-from minimind_dpo.models import load_model
+from minimind_dpo.models.load import load_model
 
 PAIRS, JOINED = 64, 8
 """Pairs measured, and how many demo answers are joined to make one of about 150 tokens."""

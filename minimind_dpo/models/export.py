@@ -40,11 +40,11 @@ _FILES: Final = (
 """Names of what an export, or its adapters, consist of."""
 
 
-def native_name(dialect: Dialect, stage: str = "dpo") -> str:
+def native_name(dialect: Dialect) -> str:
     """File name that MiniMind's own tools look for: `dpo_512.pth`, `dpo_640_moe.pth`."""
     if dialect.generation is None:
         raise CheckpointError("only a model that came from a native MiniMind file has such a name")
-    return f"{stage}_{dialect.fields['hidden_size']}{'_moe' if dialect.moe else ''}.pth"
+    return f"dpo_{dialect.fields['hidden_size']}{'_moe' if dialect.moe else ''}.pth"
 
 
 def save_native(

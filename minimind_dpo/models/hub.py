@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.utils import logging
 
 from minimind_dpo.models.errors import CheckpointError, reason
-from minimind_dpo.models.minimind.native_file import check_finite
+from minimind_dpo.models.minimind.native_file import check_finite, main_dtype
 from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.models.weight_files import stored_tensors, weight_files
 
@@ -47,12 +46,6 @@ _COUNTS: Final = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "num
 _MOST: Final = 10_000
 _SMALL: Final = 10**8
 """Numbers of a model that fits into any memory, so that its shapes may be compared one by one."""
-_SAFETENSORS_DTYPES: Final = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-}
 
 
 def read_config(
@@ -128,7 +121,8 @@ def load_hub_model(
     model, report = loaded
     _check_report(report, str(source))
     _check_finite(model, source)
-    file_dtype = _stored_dtype(source) if isinstance(source, Path) else None
+    parts = _safetensors(source)[:1] if isinstance(source, Path) else []
+    file_dtype = main_dtype(tensor for path in parts for _, tensor in stored_tensors(path))
     return model, Dialect(
         name="hf",
         class_name=type(model).__name__,
@@ -258,15 +252,6 @@ def _check_finite(model: PreTrainedModel, source: Path | str) -> None:
 
 def _safetensors(folder: Path) -> list[Path]:
     return [path for path in weight_files(folder) if path.suffix == ".safetensors"]
-
-
-def _stored_dtype(folder: Path) -> torch.dtype | None:
-    for path in _safetensors(folder):
-        with safe_open(path, "pt") as file:
-            kinds = [file.get_slice(key).get_dtype() for key in file.keys()]  # noqa: SIM118
-        if kinds:
-            return _SAFETENSORS_DTYPES.get(max(set(kinds), key=kinds.count))
-    return None
 
 
 @contextlib.contextmanager

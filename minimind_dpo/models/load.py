@@ -30,8 +30,9 @@ from minimind_dpo.models.hub import (
 )
 from minimind_dpo.models.locate import with_base
 from minimind_dpo.models.lora import add_saved_adapters
-from minimind_dpo.models.minimind.build import NativeSource, build, read_minimind, read_native
-from minimind_dpo.models.minimind.folder import MODEL_TYPE, fetch_folder
+from minimind_dpo.models.minimind.build import NativeSource, build
+from minimind_dpo.models.minimind.folder import MODEL_TYPE, fetch_folder, read_folder
+from minimind_dpo.models.minimind.native_file import read_tensors
 from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.models.options import ModelOptions
 from minimind_dpo.models.tokenizers import (
@@ -188,7 +189,7 @@ def _read_native(source: Path | str, options: LoadOptions) -> NativeSource | Non
                 f"{options.key}={source} is a safetensors file; give it the Hugging Face folder "
                 "that holds it and its config.json"
             )
-        return read_native(source)
+        return NativeSource(read_tensors(source), str(source))
     settings = read_settings(source, options.key)
     kind = settings.get("model_type")
     if kind in ("minimind-v", "minimind-o"):
@@ -199,4 +200,6 @@ def _read_native(source: Path | str, options: LoadOptions) -> NativeSource | Non
         )
     if kind != MODEL_TYPE:
         return None
-    return read_minimind(fetch_folder(source, options.key), settings, options.key)
+    folder = fetch_folder(source, options.key)
+    tensors, form = read_folder(folder, settings, options.key)
+    return NativeSource(tensors, str(folder), form)

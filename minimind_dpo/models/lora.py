@@ -167,11 +167,6 @@ def add_saved_adapters(model: PreTrainedModel, folder: Path) -> None:
         raise CheckpointError(
             f"{where} belongs to another model: {len(wrong)} keys do not fit, {wrong[0]} first"
         )
-    merge_adapters(model)
-
-
-def merge_adapters(model: PreTrainedModel) -> None:
-    """Add the adapters into the weights and take them out: a plain model again, in place."""
     for layer in take_adapters_out(model):
         if model.device.type != "meta":
             layer.merge(safe_merge=True)

@@ -54,7 +54,7 @@ def test_the_store_gives_back_what_the_tokenizer_made(write, prepare, rules) -> 
     assert store.prompt_hash.dtype == np.uint64
     assert store.margins[3] == 1.5
     assert store.weights[149] == 149
-    assert store.sources[:2] == ["d.jsonl:1", "d.jsonl:2"]
+    assert [pair.source for pair in store][:2] == ["d.jsonl:1", "d.jsonl:2"]
     expected = rules.tokenize(
         next(iter(read_pairs(write("one.jsonl", records[77]), on_problem=print)))
     )

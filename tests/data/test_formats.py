@@ -161,7 +161,7 @@ def test_an_evaluation_reads_its_prompts_from_the_columns_that_training_reads(
     data = PreferenceDataModule(tokenizer, options)
     data.prepare_data()
     assert data.train_store is not None
-    assert _read_turns(data, set(data.train_store.sources)) == {"d.jsonl:1": "q"}
+    assert _read_turns(data, {pair.source for pair in data.train_store}) == {"d.jsonl:1": "q"}
 
 
 def test_columns_that_exclude_each_other_are_refused(write) -> None:

@@ -67,7 +67,10 @@ def test_names_that_are_not_utf8_are_written_and_printed(tmp_path, tokenizer) ->
     Path(name).write_text(f"{line}\n{line}\noops\n")
     options = DataOptions(cache_dir=str(tmp_path / "cache"), on_error="skip")
     store = prepare_store(name, PairTokenizer(tokenizer), options, progress=False)
-    assert store.sources == [r"\xb2\xe2\xca\xd4.jsonl:1", r"\xb2\xe2\xca\xd4.jsonl:2"]
+    assert [pair.source for pair in store] == [
+        r"\xb2\xe2\xca\xd4.jsonl:1",
+        r"\xb2\xe2\xca\xd4.jsonl:2",
+    ]
     (file,) = store.report["files"]
     assert file["ignored_columns"] == [r"\ud800", r"\xb9"]
     assert store.unused.read_text().startswith(r"\xb2\xe2\xca\xd4.jsonl:3: is not valid JSON")

@@ -15,10 +15,9 @@ from peft import AutoPeftModelForCausalLM
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
-from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.locate import model_files
 from minimind_dpo.models.lora import add_adapters, save_and_merge_adapters
 from minimind_dpo.models.options import LoraOptions

@@ -10,8 +10,8 @@ import pytest
 import torch
 from golden_support import Golden, numbers
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.load import load_model
 from minimind_dpo.models.moe_balance import (
     TokenLayout,
     balance_loss,

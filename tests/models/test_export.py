@@ -14,9 +14,9 @@ import torch
 from golden_support import HUB, NATIVE, Golden
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
+from minimind_dpo.models.load import load_model
 
 from .conftest import tiny_tokenizer, v2_state
 

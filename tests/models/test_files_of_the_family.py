@@ -10,9 +10,9 @@ import torch
 from golden_support import Golden
 from torch import Tensor
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_native
+from minimind_dpo.models.load import load_model
 
 from .conftest import tiny_tokenizer, v2_state
 

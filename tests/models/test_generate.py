@@ -12,9 +12,8 @@ from golden_support import Golden
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation import sampling
 from minimind_dpo.evaluation.sampling import sample_answers, sample_completions, shared_tokens
-from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import PLANNED, use_planned_attention
-from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.models.load import LoadedModel, load_model
 
 from .conftest import tiny_tokenizer
 

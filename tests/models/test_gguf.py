@@ -13,12 +13,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from minimind_dpo.demo import MODEL, TOKENIZER
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.gguf.architecture import architecture_of, metadata
 from minimind_dpo.models.gguf.file import save_gguf
 from minimind_dpo.models.gguf.modelfile import go_template, modelfile
 from minimind_dpo.models.gguf.vocabulary import CONTROL, UNUSED, USER_DEFINED, vocabulary_of
+from minimind_dpo.models.load import load_model
 
 gguf = pytest.importorskip("gguf")
 

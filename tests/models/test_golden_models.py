@@ -8,8 +8,8 @@ import pytest
 import torch
 from golden_support import HUB, NATIVE, Golden
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.load import load_model
 
 CLASSES = {
     "v_learn": "VLearnForCausalLM",

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import rehearse_export, save_hf
+from minimind_dpo.models.load import load_model
 
 from .conftest import tiny_tokenizer, v2_state
 

@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from minimind_dpo.demo import TOKENIZER
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_hf
+from minimind_dpo.models.load import load_model
 from minimind_dpo.models.locate import HUB_NAME
 from minimind_dpo.models.tokenizers import end_of_turn_id
 

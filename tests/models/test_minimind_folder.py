@@ -13,9 +13,9 @@ from golden_support import Golden
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import native_name, save_hf, save_native
+from minimind_dpo.models.load import load_model
 
 from .conftest import tiny_tokenizer
 

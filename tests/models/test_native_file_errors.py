@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.load import load_model
 
 from .conftest import random_state, v2_state
 

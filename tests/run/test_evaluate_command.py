@@ -16,8 +16,8 @@ from minimind_dpo.demo import MODEL, TOKENIZER
 from minimind_dpo.evaluation.compare import Comparison
 from minimind_dpo.evaluation.judged import Judged
 from minimind_dpo.evaluation.judges.judge import Trust
-from minimind_dpo.models import load_model
 from minimind_dpo.models.export import save_hf
+from minimind_dpo.models.load import load_model
 from minimind_dpo.options.problem import ConfigError
 
 

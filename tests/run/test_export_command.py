@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from minimind_dpo import export
 from minimind_dpo.demo import MODEL, TOKENIZER
-from minimind_dpo.models import load_model
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.load import load_model
 from minimind_dpo.options.problem import ConfigError
 
 

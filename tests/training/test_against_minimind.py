@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from training_support import Memory
 
 from minimind_dpo.batch import PreferenceBatch
-from minimind_dpo.models import load_model
+from minimind_dpo.models.load import load_model
 from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.objective.options import LossOptions
 from minimind_dpo.training.module import DPOModule

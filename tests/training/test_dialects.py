@@ -13,8 +13,8 @@ from training_support import loader, made_up_pairs, quiet_trainer
 from transformers import PreTrainedModel
 
 from minimind_dpo.data.batches.layouts import Collator
-from minimind_dpo.models import load_model
 from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.load import load_model
 from minimind_dpo.objective.logps import sequence_logps
 from minimind_dpo.training.layout_check import check_layout
 from minimind_dpo.training.module import DPOModule

@@ -298,7 +298,7 @@ def test_a_likelihood_term_is_finite_in_validation(tmp_path: Path) -> None:
     from minimind_dpo.data.datamodule import PreferenceDataModule
     from minimind_dpo.data.options import DataOptions
     from minimind_dpo.demo import HELD_OUT, MODEL, PREFERENCES, TOKENIZER
-    from minimind_dpo.models import load_model
+    from minimind_dpo.models.load import load_model
 
     policy = load_model(MODEL, TOKENIZER)
     options = DataOptions(

@@ -17,8 +17,8 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.options import DataOptions
 from minimind_dpo.data.store.reference_logps import ReferenceCache
 from minimind_dpo.demo import HELD_OUT, MODEL, TOKENIZER
-from minimind_dpo.models import load_model
 from minimind_dpo.models.compile_layers import compile_layers
+from minimind_dpo.models.load import load_model
 from minimind_dpo.training import reference as reference_module
 from minimind_dpo.training.reference import PrecomputedReference
 from minimind_dpo.training.reference_key import reference_key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
 import re
@@ -15,33 +16,22 @@ _TURNS = re.compile(r"""\s*\[\s*\{\s*(["'])(?:role|content|from|value)\1\s*:""")
 _ROWS = 1024
 
 
-class _Lines:
-    """Text lines of a file, their ends kept, and how many bytes they took."""
-
-    def __init__(self, file: DataFile) -> None:
-        self.size = 0
-        self._lines = split_lines(read_chunks(file))
-        self._first = True
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        line = next(self._lines)
-        self.size += len(line) + 1
-        if self._first:
-            line, self._first = line.removeprefix(b"\xef\xbb\xbf"), False
+def _lines(file: DataFile, taken: list[int]) -> Iterator[str]:
+    """Text lines of a file, their ends kept; `taken` counts the bytes, from [0]."""
+    for line in split_lines(read_chunks(file)):
+        text = line if taken[0] else line.removeprefix(codecs.BOM_UTF8)
+        taken[0] += len(line) + 1
         # Bytes that are not UTF-8 are a problem of their row, not of the rows after it.
-        return line.decode("utf-8", "surrogateescape") + "\n"
+        yield text.decode("utf-8", "surrogateescape") + "\n"
 
 
 def read_table(file: DataFile) -> Iterator[Record]:
     """Rows of a CSV or TSV file as objects of text; a cell that holds turns as JSON is a list."""
     csv.field_size_limit(LONGEST)
-    lines = _Lines(file)
-    reader = csv.reader(lines, delimiter=TABLES[file.kind], strict=True)
+    taken = [0]
+    reader = csv.reader(_lines(file, taken), delimiter=TABLES[file.kind], strict=True)
     header: list[str] = []
-    size = 0
+    counted = 0
     while True:
         line, row, problem = reader.line_num + 1, [], ""
         try:
@@ -62,7 +52,7 @@ def read_table(file: DataFile) -> Iterator[Record]:
         value = None
         if not problem:
             value, problem = _row(header, row)
-        length, size = lines.size - size, lines.size
+        length, counted = taken[0] - counted, taken[0]
         yield Record(str(line), value, problem, 0 if file.compression else length)
 
 

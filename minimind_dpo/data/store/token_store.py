@@ -112,11 +112,6 @@ class TokenStore:
         return self._sources[index].tobytes().rstrip(b"\0").decode()
 
     @property
-    def sources(self) -> list[str]:
-        """Where each pair was read."""
-        return [self.source(index) for index in range(len(self))]
-
-    @property
     def unused(self) -> Path:
         """File that names every line that is not in the store, and why."""
         return unused_file(self.path)

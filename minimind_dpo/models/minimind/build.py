@@ -24,12 +24,11 @@ from minimind_dpo.models.minimind.folder import (
     fields_of_config,
     fields_without_use,
     generation_by_fields,
-    read_folder,
     with_overrides,
 )
 from minimind_dpo.models.minimind.generations import Generation
 from minimind_dpo.models.minimind.lora_file import add_lora
-from minimind_dpo.models.minimind.native_file import check_finite, read_tensors
+from minimind_dpo.models.minimind.native_file import check_finite, main_dtype
 from minimind_dpo.models.minimind.recognise import Dialect, common_prefix, recognise
 from minimind_dpo.models.minimind.state_dict import (
     causal_mask,
@@ -55,17 +54,6 @@ class NativeSource:
     tensors: Mapping[str, Tensor] = field(repr=False)
     where: str
     form: FolderForm | None = None
-
-
-def read_native(path: Path) -> NativeSource:
-    """The tensors of a native file; CheckpointError where it is none, or is damaged."""
-    return NativeSource(read_tensors(path), str(path))
-
-
-def read_minimind(folder: Path, config: Mapping[str, Any], key: str) -> NativeSource:
-    """The tensors and form of a folder in MiniMind's form; as `read_folder`."""
-    tensors, form = read_folder(folder, config, key)
-    return NativeSource(tensors, str(folder), form)
 
 
 def build(
@@ -98,7 +86,7 @@ def build(
     if form and device != "meta" and (unused := fields_without_use(form.config, generation)):
         log.warning("%s/config.json has fields that are not read: %s", where, ", ".join(unused))
     check_finite({key: tensor for key, tensor in state.items() if not is_mask(key)}, where)
-    file_dtype = _main_dtype(state)
+    file_dtype = main_dtype(state.values())
     if lora is not None:
         state = add_lora(state, lora)
     on_device = {key: tensor.to(device) for key, tensor in state.items()}
@@ -177,10 +165,3 @@ def _mask_fill(state: Mapping[str, Tensor], fields: Mapping[str, Any]) -> float:
     if len(masks) != fields["num_hidden_layers"]:
         raise CheckpointError("some layers store a mask and some do not; it is not whole")
     return fill
-
-
-def _main_dtype(state: Mapping[str, Tensor]) -> torch.dtype:
-    counts: dict[torch.dtype, int] = {}
-    for tensor in state.values():
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    return max(counts, key=lambda dtype: counts[dtype])

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,14 @@ def _fault(key: Any, tensor: Any) -> str | None:
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         return f"of shape {tuple(tensor.shape)}, more numbers than the file holds for it"
     return None
+
+
+def main_dtype(tensors: Iterable[Tensor]) -> torch.dtype | None:
+    """The number format of most numbers; None where there are none."""
+    counts: Counter[torch.dtype] = Counter()
+    for tensor in tensors:
+        counts[tensor.dtype] += tensor.numel()
+    return max(counts, key=lambda dtype: counts[dtype], default=None)
 
 
 def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
