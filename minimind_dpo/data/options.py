@@ -19,8 +19,9 @@ from minimind_dpo.options.limits import (
     Range,
     as_list,
     is_word,
+    limit_problems,
 )
-from minimind_dpo.options.problem import Problem
+from minimind_dpo.options.problem import ConfigError, Problem
 
 PAIRS: Final = 8
 """Of a micro-batch under `data.batch_size=auto`, unless a GPU has room for more or for fewer."""
@@ -116,6 +117,20 @@ def data_problems(options: DataOptions) -> Iterator[Problem]:
         why = "is in data.train as well, so validation would measure memory"
         yield Problem("data.val", why, "Leave data.val out to split off unseen prompts.", path)
     yield from _column_problems(options.columns.named())
+    yield from _length_problems(options)
+
+
+def check_data(options: DataOptions) -> None:
+    """Refuse options that were built in Python and have no meaning; files are not looked at.
+
+    Raises:
+        ConfigError: Naming all of them.
+    """
+    if problems := [*limit_problems(options, "data.")] or [*_length_problems(options)]:
+        raise ConfigError(problems)
+
+
+def _length_problems(options: DataOptions) -> Iterator[Problem]:
     for key in ("max_prompt_length", "max_completion_length"):
         value = getattr(options, key)
         if value is not None and value >= options.max_length:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType
 from typing import Any, Final, Protocol, get_args, get_type_hints, runtime_checkable
 
-from minimind_dpo.options.problem import ConfigError, Problem, did_you_mean
+from minimind_dpo.options.problem import Problem, did_you_mean
 
 
 @runtime_checkable
@@ -191,17 +191,6 @@ def limit_problems(options: Any, prefix: str = "") -> Iterator[Problem]:
         for limit in key.limits:
             if value not in limit:
                 yield limit.problem(prefix + key.name, value)
-
-
-def check_limits(options: Any, prefix: str) -> None:
-    """Refuse options built in Python that do not fit their limits; arguments as `limit_problems`.
-
-    Raises:
-        ConfigError: Naming all of them.
-    """
-    problems = list(limit_problems(options, prefix))
-    if problems:
-        raise ConfigError(problems)
 
 
 def is_number(value: Any) -> bool:

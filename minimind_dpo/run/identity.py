@@ -8,9 +8,9 @@ import logging
 from dataclasses import asdict
 from typing import Any
 
+from minimind_dpo.checksums import sha256
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.disk import sha256
 from minimind_dpo.models.locate import model_files
 from minimind_dpo.run.folder import Run
 from minimind_dpo.training.resume.position import check_belongs, differences

@@ -169,9 +169,16 @@ def test_many_pairs_give_the_same_as_one_by_one(tokenizer) -> None:
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("max_length", 1), ("max_length", None), ("max_prompt_length", 0)],
+    [
+        ("max_length", 1),
+        ("max_length", None),
+        ("max_prompt_length", 0),
+        ("max_prompt_length", 1024),
+        ("max_completion_length", 2000),
+        ("pad_to_max_length", True),
+    ],
 )
-def test_impossible_lengths_name_their_key(tokenizer, key, value) -> None:
+def test_impossible_lengths_and_those_without_effect_name_their_key(tokenizer, key, value) -> None:
     with pytest.raises(ValueError, match=rf"data\.{key}"):
         PairTokenizer(tokenizer, DataOptions(**{key: value}))
     with pytest.raises(ValueError, match=r"data\.empty_think"):

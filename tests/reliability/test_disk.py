@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from minimind_dpo import disk
-from minimind_dpo.disk import remove_dead, replace, replacing, while_unchanged, workspace, zip_fault
+from minimind_dpo import checksums, disk
+from minimind_dpo.checksums import while_unchanged, zip_fault
+from minimind_dpo.disk import remove_dead, replace, replacing, workspace
 from minimind_dpo.os_errors import causes, explain, is_full
 from minimind_dpo.run.out_of_memory import is_out_of_memory
 
@@ -164,7 +165,7 @@ def test_a_chain_of_causes_that_leads_back_to_itself_ends() -> None:
 def test_a_file_is_read_once_until_it_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disk, "_SETTLED", -1.0)
+    monkeypatch.setattr(checksums, "_SETTLED", -1.0)
     reads = []
 
     @while_unchanged

@@ -13,13 +13,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from minimind_dpo.checksums import sha256
 from minimind_dpo.data.read.content import Record, TooLongError, encoding_problem
 from minimind_dpo.data.read.formats import KNOWN
 from minimind_dpo.data.read.json_values import read_json, read_lines
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.data.read.sources import HUBS, DataFile
 from minimind_dpo.data.read.tables import read_parquet, read_table
-from minimind_dpo.disk import sha256
 from minimind_dpo.options.problem import Problem
 
 

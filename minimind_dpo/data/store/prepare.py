@@ -25,7 +25,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from minimind_dpo.batch import PreferencePair
-from minimind_dpo.data.options import DataOptions
+from minimind_dpo.data.options import DataOptions, check_data
 from minimind_dpo.data.read.pairs import read_files
 from minimind_dpo.data.read.problems import DataError, ProblemLog
 from minimind_dpo.data.read.records import content_digest
@@ -36,7 +36,6 @@ from minimind_dpo.data.store.token_store import FORMAT, StoreWriter, TokenStore
 from minimind_dpo.data.tokenize.pair_tokenizer import Dropped, Encoded, PairTokenizer
 from minimind_dpo.data.tokenize.rendering import as_answer, as_turns
 from minimind_dpo.disk import remove_dead, workspace
-from minimind_dpo.options.limits import check_limits
 from minimind_dpo.options.problem import Problem
 
 READER = 3
@@ -64,7 +63,7 @@ def prepare_store(
         ConfigError: An option is out of its range.
         DataError: Files that cannot be used; problems, under `stop`; or no pair that is left.
     """
-    check_limits(options, "data.")
+    check_data(options)
     resolved = resolve_files(files)
     columns = options.columns.named()
     fingerprint = _fingerprint(resolved, pair_tokenizer, columns)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minimind_dpo.batch import Message, PreferencePair
-from minimind_dpo.data.options import DataOptions
+from minimind_dpo.data.options import DataOptions, check_data
 from minimind_dpo.data.tokenize.rendering import RenderedPair, Renderer, as_turns
 from minimind_dpo.data.tokenize.special_tokens import (
     RenderError,
@@ -23,7 +23,6 @@ from minimind_dpo.data.tokenize.special_tokens import (
     special_tokens_of,
 )
 from minimind_dpo.data.tokenize.template import ChatTemplate, find_template
-from minimind_dpo.options.limits import check_limits
 from minimind_dpo.options.problem import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class Chat:
         self, tokenizer: PreTrainedTokenizerBase, options: DataOptions | None = None
     ) -> None:
         options = options or DataOptions()
-        check_limits(options, "data.")
+        check_data(options)
         self._options = options
         text = find_template(tokenizer, options.chat_template)
         self._template = text

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minimind_dpo.disk import zip_fault
+from minimind_dpo.checksums import zip_fault
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.os_errors import first_line
 

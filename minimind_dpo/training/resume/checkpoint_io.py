@@ -22,7 +22,8 @@ from typing import Any, Final, get_origin, get_type_hints
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
-from minimind_dpo.disk import replacing, sync, zip_fault
+from minimind_dpo.checksums import zip_fault
+from minimind_dpo.disk import replacing, sync
 from minimind_dpo.os_errors import first_line, is_full
 from minimind_dpo.training.resume.background_write import (
     BackgroundWriter,
