@@ -19,9 +19,8 @@ from minimind_dpo.evaluation.form import repeated_share
 from minimind_dpo.evaluation.scoring import frozen, pair_batches, score, single
 from minimind_dpo.evaluation.statistics import Estimate, bootstrap
 from minimind_dpo.models.attention.planned import use_planned_attention
-from minimind_dpo.objective.divergence import token_kl
 from minimind_dpo.objective.lm_head import Head
-from minimind_dpo.objective.logps import predictor_states
+from minimind_dpo.objective.logps import predictor_states, token_kl
 
 
 @dataclass(frozen=True, slots=True)

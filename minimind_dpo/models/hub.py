@@ -57,7 +57,7 @@ def read_config(
         CheckpointError: It needs code of its own, is no decoder-only model's, has values that
             transformers refuses, or asks for many more numbers than the folder's weights have.
     """
-    where = _named(source, options.key)
+    where = f"{options.key}={source}"
     _check_counts(overrides, f"{where}: model.config.")
     try:
         with quiet():
@@ -149,18 +149,21 @@ def read_settings(source: Path | str, key: str = "model.path") -> dict[str, Any]
     Raises:
         CheckpointError: It is missing, cannot be fetched or is damaged.
     """
+    where, unknown = f"{key}={source}", ""
     if isinstance(source, Path):
         _check_folder(source, key)
+    else:
+        unknown = ": no such local path, and the hub gave no model"
     try:
         with quiet():
             settings, _ = PreTrainedConfig.get_config_dict(source)
     except Exception as error:  # a missing name, the network, JSON
-        raise CheckpointError(f"{_named(source, key)}: {reason(error, _ADVICE)}") from error
+        raise CheckpointError(f"{where}{unknown}: {reason(error, _ADVICE)}") from error
     if not isinstance(settings, dict):  # JSON of another kind
-        raise CheckpointError(f"{_named(source, key)}: config.json holds no settings")
+        raise CheckpointError(f"{where}: config.json holds no settings")
     text: Any = settings.get("text_config")
     for part in (settings, text if isinstance(text, Mapping) else {}):
-        _check_counts(part, f"{_named(source, key)}: config.json has ")
+        _check_counts(part, f"{where}: config.json has ")
     return dict(settings)
 
 
@@ -170,11 +173,6 @@ def _check_counts(settings: Mapping[str, Any], where: str) -> None:
         value = settings.get(name)
         if isinstance(value, int | float) and value > _MOST:
             raise CheckpointError(f"{where}{name}={value}, and no model has so many")
-
-
-def _named(source: Path | str, key: str) -> str:
-    unknown = "" if isinstance(source, Path) else ": no such local path, and the hub gave no model"
-    return f"{key}={source}{unknown}"
 
 
 def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str) -> None:

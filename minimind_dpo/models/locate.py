@@ -7,12 +7,12 @@ modelscope:NAME  fetched from there into its cache
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from minimind_dpo.disk import read_object
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.options.problem import missing_file
 
@@ -106,11 +106,7 @@ def base_of(adapters: Path, key: str = "model.path") -> str:
     """
     if (adapters / BASE / "config.json").is_file():
         return str(adapters / BASE)  # also where the run's folder has been moved
-    try:
-        settings: Any = json.loads((adapters / _SETTINGS).read_text(encoding="utf-8"))
-        base = settings["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
+    base = read_object(adapters / _SETTINGS).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise CheckpointError(
             f"{key}={adapters} holds adapters, but its {_SETTINGS} does not say which model they "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from minimind_dpo.disk import read_object
 from minimind_dpo.models.errors import CheckpointError
 
 
@@ -33,11 +32,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _parts(index: Path) -> list[str]:
-    try:
-        content: Any = json.loads(index.read_text(encoding="utf-8"))
-        return [str(name) for name in content["weight_map"].values()]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise CheckpointError(f"{index} does not name the parts of the weights: {error}") from error
+    names = read_object(index).get("weight_map")
+    if not isinstance(names, dict):
+        raise CheckpointError(f"{index} does not name the parts of the weights (weight_map)")
+    return [str(name) for name in names.values()]
 
 
 def stored_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:

@@ -1,4 +1,4 @@
-"""Log-probs of a batch: backbone on T tokens, LM head on the N that are scored."""
+"""Log-probs of a batch: backbone on T tokens, LM head on the N that are scored; and their KL."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minimind_dpo.batch import PreferenceBatch
-from minimind_dpo.objective.lm_head import Head, scored_logps
+from minimind_dpo.objective.lm_head import KEPT_ELEMENTS, Head, scored_logps
 
 AuxLoss = Callable[[tuple[Tensor, ...], PreferenceBatch], Tensor]
 
@@ -129,3 +129,31 @@ def _backbone(model: nn.Module) -> nn.Module:
     if not isinstance(backbone, nn.Module):
         raise ValueError(f"{type(model).__name__} keeps no backbone apart from its LM head")
     return backbone
+
+
+def token_kl(policy: Tensor, policy_head: Head, reference: Tensor, reference_head: Head) -> Tensor:
+    """KL(policy || reference) of the next token, exactly:
+
+        sum over v of p(v) (log p(v) - log q(v))
+
+    Summed over an answer that the policy drew, it estimates the divergence between answers without
+    bias, is never negative, and varies less than the log-ratio of the tokens drawn.
+
+    Args:
+        policy: (N, H) states that predict the tokens.
+        policy_head: The policy's head.
+        reference: (N, H') states of the same tokens.
+        reference_head: The reference's head, over the same vocabulary.
+
+    Returns:
+        float32 (N,), in nats; float64 where the states are.
+    """
+    size = max(1, KEPT_ELEMENTS // max(len(policy_head.weight), 1))
+    parts = []
+    for p, q in zip(policy.split(size), reference.split(size), strict=True):
+        log_p, log_q = (  # (n, V)
+            head.logits(states).log_softmax(-1)
+            for head, states in ((policy_head, p), (reference_head, q))
+        )
+        parts.append((log_p.exp() * (log_p - log_q)).sum(-1))
+    return torch.cat(parts)

@@ -107,6 +107,8 @@ def test_utf16_is_recognised(tmp_path) -> None:
 
 def test_a_file_of_blank_lines_holds_no_record(write) -> None:
     assert problems_of(write("d.jsonl", "", " ")) == ["d.jsonl: holds no record."]
+    for name in ("b.jsonl", "b.json"):
+        assert problems_of(write(name, "\ufeff", " ")) == [f"{name}: holds no record."]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, T5Config
 
 from minimind_dpo.demo import TOKENIZER
+from minimind_dpo.models import hub
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import save_hf
 from minimind_dpo.models.load import load_model
@@ -368,3 +369,18 @@ def test_a_name_that_no_hub_takes_is_a_file_that_does_not_exist(name: str) -> No
 @pytest.mark.parametrize("name", ["gpt2", "jingyaogong/MiniMind2", "a/b.c-d_e", "_x/0"])
 def test_what_a_hub_takes_for_a_name_is_one(name: str) -> None:
     assert HUB_NAME.fullmatch(name)
+
+
+def test_a_fault_of_a_hubs_model_is_not_told_as_one_that_is_not_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fetched(name: str) -> Any:
+        return {"num_hidden_layers": 10**9}, {}
+
+    monkeypatch.setattr(hub.PreTrainedConfig, "get_config_dict", fetched)
+    with pytest.raises(CheckpointError) as caught:
+        hub.read_settings("some/name")
+    assert str(caught.value) == (
+        "model.path=some/name: config.json has num_hidden_layers=1000000000, "
+        "and no model has so many"
+    )

@@ -28,31 +28,33 @@ _LOST: Final = "; what follows in this file cannot be read"
 
 def read_lines(file: DataFile) -> Iterator[Record]:
     """An object a line; one that cannot be read is a problem of its own."""
-    for number, line in enumerate(split_lines(read_chunks(file)), start=1):
+    for number, line in enumerate(_lines(file), start=1):
         if line and not line.isspace():
             size = 0 if file.compression else len(line) + 1
-            yield Record(str(number), *_parse_line(line, first=number == 1), size)
+            yield Record(str(number), *_parse_line(line), size)
 
 
 def read_json(file: DataFile) -> Iterator[Record]:
     """A list of objects; or objects one after another, whatever the line breaks between them."""
     text = _Text(read_chunks(file))
     start = text.next_character()
-    if start == "[" or (start == "{" and _parse_line(_first_line(file), first=True)[1]):
+    first_line = next((line for line in _lines(file) if line.strip()), b"") if start == "{" else b""
+    if start == "[" or (first_line and _parse_line(first_line)[1]):
         yield from _values(text, in_list=text.take("["))
     else:
         yield from read_lines(file)
 
 
-def _first_line(file: DataFile) -> bytes:
-    return next((line for line in split_lines(read_chunks(file)) if line.strip()), b"")
+def _lines(file: DataFile) -> Iterator[bytes]:
+    """Lines of a file, without the byte order mark that may stand before them."""
+    lines = split_lines(read_chunks(file))
+    yield next(lines).removeprefix(codecs.BOM_UTF8)
+    yield from lines
 
 
-def _parse_line(line: bytes, first: bool) -> tuple[Any, str]:
+def _parse_line(line: bytes) -> tuple[Any, str]:
     """The value of a line, or None and why it holds none."""
-    text = (line.removeprefix(codecs.BOM_UTF8) if first else line).decode(
-        "utf-8", "surrogateescape"
-    )
+    text = line.decode("utf-8", "surrogateescape")
     if problem := not_utf8(text):
         return None, problem
     try:
