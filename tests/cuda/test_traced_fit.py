@@ -7,9 +7,9 @@ from traced_support import needs_absent_device, traced
 pytestmark = needs_absent_device
 
 ASKED = [
-    {"precision": precision, "accumulate": accumulate}
-    for precision in ("bf16-mixed", "16-mixed")
-    for accumulate in (1, 2)
+    {"precision": "bf16-mixed", "accumulate": 2},
+    {"precision": "16-mixed", "accumulate": 1},
+    {"precision": "16-mixed", "accumulate": 2},
 ]
 
 

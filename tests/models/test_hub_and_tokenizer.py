@@ -140,6 +140,8 @@ def test_a_name_that_the_hub_does_not_give_says_so(monkeypatch: pytest.MonkeyPat
         raise OSError("offline, and it is not in the cache")
 
     monkeypatch.setattr("minimind_dpo.models.find_on_hub.why_unreachable", lambda endpoint: None)
+    # The first question is for its settings; the client itself asks again for half a minute.
+    monkeypatch.setattr("transformers.PretrainedConfig.get_config_dict", offline)
     monkeypatch.setattr("transformers.AutoConfig.from_pretrained", offline)
     with pytest.raises(CheckpointError, match=r"no such local path, and the hub gave no model"):
         load_model("someone/minimind-of-theirs")
