@@ -8,6 +8,8 @@ like any other.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import json
 import os
@@ -51,6 +53,8 @@ def start(request: dict) -> int:
         break_at(request["raise_at"])
     if request.get("stall_at"):
         stall_at(request["stall_at"], request.get("stall_seconds", 120))
+    if request.get("stall_in"):
+        stall_in(request["stall_in"], request.get("stall_seconds", 120))
     sys.argv = ["minimind-dpo", *request["args"]]
     # Lightning starts further ranks as `python -m <the module that is running>`.
     sys.modules["__main__"].__spec__ = importlib.util.find_spec("minimind_dpo.train")
@@ -95,6 +99,27 @@ def stall_at(step: int, seconds: float) -> None:
         return loss
 
     DPOModule.training_step = training_step
+
+
+def stall_in(place: str, seconds: float) -> None:
+    """Let the first call of `module:name` or `module:Class.name` take longer."""
+    module, _, path = place.partition(":")
+    *owners, name = path.split(".")
+    owner = importlib.import_module(module)
+    for each in owners:
+        owner = getattr(owner, each)
+    before = getattr(owner, name)
+
+    @functools.wraps(before)
+    def stalled(*args, **kwargs):
+        setattr(owner, name, before)
+        print("STALLED", flush=True)
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:  # as work does, not as a sleep, which a signal may end
+            time.sleep(0.05)
+        return before(*args, **kwargs)
+
+    setattr(owner, name, stalled)
 
 
 def main() -> None:

@@ -141,6 +141,10 @@ class Cli:
             **{f"{i}.{k}": v for i, row in moments.items() for k, v in row.items()},
         }
 
+    def read_json(self, run: str, name: str) -> Any:
+        """Content of a file of a run."""
+        return json.loads((self.folder / run / name).read_text(encoding="utf-8"))
+
     def curve(self, run: str) -> dict[tuple[str, str], str]:
         """{(step, name): value} of a run's CSV, throughput apart."""
         import csv

@@ -195,6 +195,52 @@ def test_a_signal_before_training_ends_at_once(cli: Any) -> None:
     assert process.survivors() == []
 
 
+PARTS = {
+    "reading": "minimind_dpo.data.store.prepare:_Builder.run",
+    "storing": "minimind_dpo.data.store.prepare:_Builder.finish",
+    "model": "minimind_dpo.run.fit:build_policy",
+    "reference": "minimind_dpo.training.reference:PrecomputedReference._score",
+    "answers": "minimind_dpo.evaluation.evaluate:draw_answers",
+    "verdict": "minimind_dpo.run.verdict:RunVerdict._conclude",
+    "export": "minimind_dpo.run.fit:export_weights",
+    "files": "minimind_dpo.models.export:_write_model",
+    "summary": "minimind_dpo.run.fit:write_model_card",
+    "page": "minimind_dpo.run.fit:write_report",
+}
+WHOLE = [
+    *LONG,
+    "evaluate=default",
+    "evaluate.prompts=6",
+    "evaluate.max_new_tokens=4",
+    "export.hf=true",
+]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_stop_in_any_part_of_a_run_ends_it_and_the_next_one_goes_on(cli: Any, part: str) -> None:
+    code, text = cli.run(*WHOLE, "run_dir=whole", "data.cache_dir=whole-cache")
+    assert code == 0, text
+    for target in ("main", "group"):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            run = f"{target}-{number.name}"
+            again = [*WHOLE, f"run_dir={run}", "resume=auto", f"data.cache_dir={run}-cache"]
+            process = cli.start(*again, stall_in=PARTS[part], stall_seconds=4)
+            wait_for_text(process, "STALLED")
+            sent = time.monotonic()
+            send(process, target, number)
+            code = process.wait()
+            print(f"{part} {run}: {code} after {time.monotonic() - sent:.2f} s")
+            assert code in (128 + number, -number, 143), process.text()
+            assert "Traceback" not in process.text(), process.text()
+            assert process.survivors() == []
+            code, text = cli.run(*again)
+            assert code == 0, text
+            assert_same_end(cli, run, "whole")
+            assert cli.read_json(run, "summary.json")["val"] == cli.read_json(
+                "whole", "summary.json"
+            )["val"]
+
+
 def test_a_time_limit_saves_and_a_resumed_run_goes_on(cli: Any) -> None:
     args = ["trainer.max_epochs=300", "run_dir=timed"]
     code, text = cli.run(*args, "trainer.max_time={seconds:2}")
