@@ -141,6 +141,11 @@ class Cli:
             **{f"{i}.{k}": v for i, row in moments.items() for k, v in row.items()},
         }
 
+    def files(self, run: str) -> list[str]:
+        """Files of a run's folder, by their path in it."""
+        folder = self.folder / run
+        return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
     def read_json(self, run: str, name: str) -> Any:
         """Content of a file of a run."""
         return json.loads((self.folder / run / name).read_text(encoding="utf-8"))

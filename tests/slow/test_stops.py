@@ -236,6 +236,7 @@ def test_a_stop_in_any_part_of_a_run_ends_it_and_the_next_one_goes_on(cli: Any, 
             code, text = cli.run(*again)
             assert code == 0, text
             assert_same_end(cli, run, "whole")
+            assert cli.files(run) == cli.files("whole")
             assert cli.read_json(run, "summary.json")["val"] == cli.read_json(
                 "whole", "summary.json"
             )["val"]
