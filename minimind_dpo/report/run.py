@@ -26,29 +26,35 @@ SHOWN: Final = 12
 """Prompts whose answers are shown at once; the others are folded away."""
 
 
-def write_run_report(run: Path, language: str = "en") -> Path:
+def write_run_report(
+    run: Path, language: str = "en", summary: Mapping[str, Any] | None = None
+) -> Path:
     """Write `report.html` into a run's folder.
 
     Args:
         run: With `config.yaml`; all else may be missing.
         language: `en` or `zh`.
+        summary: Of a run whose `summary.json` is not written yet.
 
     Returns:
         The page.
     """
     path = run / PAGE
-    write_text(path, run_page(run, Words(language)))
+    write_text(path, run_page(run, Words(language), summary))
     return path
 
 
-def run_page(run: Path, words: Words) -> str:
+def run_page(run: Path, words: Words, summary: Mapping[str, Any] | None = None) -> str:
     """One page that needs no network and fits a phone.
 
     Args:
         run: The folder of a run.
         words: Of the page's language.
+        summary: Instead of its `summary.json`.
     """
-    summary, verdict = (read_object(run / f"{name}.json") for name in ("summary", "verdict"))
+    if summary is None:
+        summary = read_object(run / "summary.json")
+    verdict = read_object(run / "verdict.json")
     verdict = verdict if "decision" in verdict and "sentence" in verdict else {}
     judges = [judge for key in ("judge", "also") if (judge := verdict.get(key))]
     shown, others = _cases(run / "answers.jsonl", bool(judges) and judges[0].get("can_judge", True))

@@ -35,11 +35,7 @@ from minimind_dpo.run.check_models import check_models
 from minimind_dpo.run.exit import supervised
 from minimind_dpo.run.export_weights import export_weights, write_model_card
 from minimind_dpo.run.extra import build_extra
-from minimind_dpo.run.folder import (
-    Run,
-    flat,
-    write_json,
-)
+from minimind_dpo.run.folder import Run, flat
 from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.lock_watch import LockWatch
 from minimind_dpo.run.loggers import build_loggers
@@ -53,7 +49,7 @@ from minimind_dpo.run.summary import (
     only_finite,
     summarise,
     take_best_weights,
-    write_report,
+    write_summary,
 )
 from minimind_dpo.run.verdict import COMPARED, RunVerdict
 from minimind_dpo.training.agreement import decided
@@ -220,16 +216,14 @@ def _leave(
         except CheckpointError as error:  # too large for the half precision of a native file
             diverged = NotFiniteError(f"the run diverged, it is not exported: {error}")
     if diverged is not None:
-        write_json(only_finite({**summary, "diverged": str(diverged)}), folder / SUMMARY)
-        write_report(config, folder)
+        write_summary(config, folder, only_finite({**summary, "diverged": str(diverged)}))
         return diverged
     if parts.judge is not None:
         metrics = parts.module.last_val_metrics
         summary["demo"] = parts.judge.conclude(summary["val_before"], metrics)
         summary["weights"]["demo"] = step
     write_model_card(config, parts.policy, summary, folder)
-    write_json(summary, folder / SUMMARY)
-    write_report(config, folder)
+    write_summary(config, folder, summary)
     _tell_end(parts)
     return None
 

@@ -17,7 +17,7 @@ from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.disk import read_json
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.report.run import write_run_report
-from minimind_dpo.run.folder import Run, versions
+from minimind_dpo.run.folder import Run, versions, write_json
 from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
@@ -218,11 +218,15 @@ def _steps_of(
     return found
 
 
-def write_report(config: Config, folder: Path) -> None:
-    """The run's page; one that cannot be made fails no run, whose results are all there."""
+def write_summary(config: Config, folder: Path, summary: dict[str, Any]) -> None:
+    """The run's page, then `summary.json`: a run that has it has all else, wherever it was stopped.
+
+    A page that cannot be made fails no run, whose results are all there.
+    """
     try:
-        log.info(f"Report: {write_run_report(folder, config.report.language)}")
+        log.info(f"Report: {write_run_report(folder, config.report.language, summary)}")
     except Exception as error:
         sentence = os_errors.explain(error)
         why = sentence or os_errors.first_line(error)
         log.error(f"There is no report: {why}", exc_info=None if sentence else error)
+    write_json(summary, folder / SUMMARY)

@@ -19,6 +19,7 @@ from minimind_dpo.report.__main__ import main
 from minimind_dpo.report.curves import draw, points_of, ticks
 from minimind_dpo.report.run import SHOWN, run_page, write_run_report
 from minimind_dpo.report.words import _TEXTS, Words
+from minimind_dpo.run.summary import write_summary
 
 EN, ZH = Words("en"), Words("zh")
 
@@ -312,3 +313,23 @@ def test_a_drawing_keeps_within_its_frame() -> None:
     for x, y in re.findall(r"([\d.]+),([\d.]+)", " ".join(re.findall(r'points="([^"]+)"', svg))):
         assert 0 <= float(x) <= 360
         assert 0 <= float(y) <= 200
+
+
+def test_a_summary_is_there_only_where_the_page_is(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run with a summary has finished, so nothing may be left to write."""
+
+    def stopped(*args: Any) -> Path:
+        raise KeyboardInterrupt
+
+    summary = json.loads((finished_run / "summary.json").read_text(encoding="utf-8"))
+    summary["versions"] = {"torch": "9.8.7"}
+    (tmp_path / "config.yaml").write_text("name: x")
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr("minimind_dpo.run.summary.write_run_report", stopped)
+        write_summary(Config(), tmp_path, summary)
+    assert not (tmp_path / "summary.json").exists()
+    write_summary(Config(), tmp_path, summary)
+    assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
+    assert "9.8.7" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -205,7 +205,7 @@ PARTS = {
     "export": "minimind_dpo.run.fit:export_weights",
     "files": "minimind_dpo.models.export:_write_model",
     "summary": "minimind_dpo.run.fit:write_model_card",
-    "page": "minimind_dpo.run.fit:write_report",
+    "page": "minimind_dpo.run.summary:write_run_report",
 }
 WHOLE = [
     *LONG,
@@ -237,9 +237,10 @@ def test_a_stop_in_any_part_of_a_run_ends_it_and_the_next_one_goes_on(cli: Any, 
             assert code == 0, text
             assert_same_end(cli, run, "whole")
             assert cli.files(run) == cli.files("whole")
-            assert cli.read_json(run, "summary.json")["val"] == cli.read_json(
-                "whole", "summary.json"
-            )["val"]
+            assert (
+                cli.read_json(run, "summary.json")["val"]
+                == cli.read_json("whole", "summary.json")["val"]
+            )
 
 
 def test_a_time_limit_saves_and_a_resumed_run_goes_on(cli: Any) -> None:

@@ -11,7 +11,6 @@ import torch
 from minimind_dpo import check_gpu
 from minimind_dpo.training import device_check
 
-
 SOUND = device_check.Row("v3", "32-true", "ok", math.log(2), 0.0, "none", 12.5)
 
 
