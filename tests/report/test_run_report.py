@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from minimind_dpo.config.schema import Config
 from minimind_dpo.disk import read_rows, write_lines
 from minimind_dpo.evaluation.judged import DECISIONS
 from minimind_dpo.evaluation.table import verdict_rows
@@ -326,10 +327,11 @@ def test_a_summary_is_there_only_where_the_page_is(
     summary = json.loads((finished_run / "summary.json").read_text(encoding="utf-8"))
     summary["versions"] = {"torch": "9.8.7"}
     (tmp_path / "config.yaml").write_text("name: x")
-    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr("minimind_dpo.run.summary.write_run_report", stopped)
+    monkeypatch.setattr("minimind_dpo.run.summary.write_run_report", stopped)
+    with pytest.raises(KeyboardInterrupt):
         write_summary(Config(), tmp_path, summary)
     assert not (tmp_path / "summary.json").exists()
+    monkeypatch.undo()
     write_summary(Config(), tmp_path, summary)
     assert json.loads((tmp_path / "summary.json").read_text(encoding="utf-8")) == summary
     assert "9.8.7" in (tmp_path / "report.html").read_text(encoding="utf-8")
