@@ -6,12 +6,15 @@ codes: 0 done, 2 wrong input, 141 nobody reads the answers any more.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Final
 
-from minimind_dpo.config.commands import MODEL_KEYS, end, read_command, run_folder
+from minimind_dpo.config.commands import check, end, read_command, run_folder
 from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Range
+
+_READS: Final = ("reference.path", "reference.dtype")
 
 
 @dataclass
@@ -36,19 +39,17 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError, CheckpointError: What is wrong with the command line, or with the model.
     """
-    command = read_command(arguments, "chat", ChatKeys, __doc__ or "")
+    command = read_command(arguments, "chat", ChatKeys, _READS, __doc__ or "")
     own = command.own
     folder = None if own.run is None else run_folder(own.run)
     config = command.config(folder)
+    check(config, only=command.keys(folder))
     # Only now: torch and transformers take seconds to import, a typo should not.
-    from minimind_dpo.config.check import validate
     from minimind_dpo.evaluation.conversation import Sampling
     from minimind_dpo.run.process import prepare_process
     from minimind_dpo.run.talk import talk
 
-    keys = MODEL_KEYS if folder is None else tuple(key for key in MODEL_KEYS if key != "model")
-    validate(config, only=(*keys, "reference.path"))
-    prepare_process(config)
+    prepare_process(config, sys.stderr)
     sampling = Sampling(own.temperature, own.top_p, own.max_new_tokens, config.seed)
     talk(config, folder, own.system, sampling)
 

@@ -8,17 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final
 
-from minimind_dpo.config.commands import CHAT_KEYS, end, read_command, run_folder
+from minimind_dpo.config.commands import check, end, read_command, run_folder
 from minimind_dpo.config.schema import Config
+from minimind_dpo.evaluation.options import VOTED
 from minimind_dpo.options.limits import Form, as_list, is_word
 from minimind_dpo.options.problem import ConfigError, Problem
 
 _RUNS: Final = Form(
     lambda value: all(map(is_word, as_list(value))), "the folder of a run, or several"
 )
-_KEYS: Final = ("model", "data", "reference", "evaluate", "judge", *CHAT_KEYS)
+_READS: Final = (
+    *("name", "output_dir", "judge"),
+    *("reference.path", "reference.dtype", "reference.batch_tokens"),
+    *("evaluate.prompts", "evaluate.text", "evaluate.batch_size", "evaluate.max_new_tokens"),
+    *("evaluate.temperature", "evaluate.seed"),
+    *("data.train", "data.val", "data.columns", "data.val_fraction", "data.layout"),
+    *("data.pad_to_max_length", "data.max_length", "data.max_prompt_length"),
+    *("data.max_completion_length", "data.on_error", "data.cache_dir", "data.tokenize_workers"),
+)
 
 
 @dataclass
@@ -41,27 +51,44 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError, CheckpointError, DataError: What is wrong with it, with models or data.
     """
-    command = read_command(arguments, "evaluate", EvaluateKeys, __doc__ or "")
+    command = read_command(arguments, "evaluate", EvaluateKeys, _READS, __doc__ or "")
     own = command.own
     runs = [run_folder(each) for each in as_list(own.run)]
     if own.against is not None and not runs:
         why = "is compared with a run, and none is named"
         raise ConfigError([Problem("against", why, "Give run=RUN as well.", own.against)])
     runs += [run_folder(each, "against") for each in as_list(own.against)]
-    config = command.config(runs[0] if runs else None)
-    if not runs:
+    first = runs[0] if runs else None
+    config = command.config(first)
+    if first is None:
         _complete(config)
-    if not config.evaluate.prompts:
-        why, fix = "leaves nothing to ask", "For example: evaluate.prompts=64"
-        raise ConfigError([Problem("evaluate.prompts", why, fix, config.evaluate.prompts)])
+    others = [command.config(each) for each in runs[1:]]
+    begun = ("model.path",) if config.reference.path is None else ()  # it is the reference
+    check(config, only=(*command.keys(first), *begun))
+    _check_question(config, runs)
     # Only now: torch and transformers take seconds to import, a typo should not.
-    from minimind_dpo.config.check import validate
     from minimind_dpo.run.evaluate_models import evaluate_models
     from minimind_dpo.run.process import prepare_process
 
-    validate(config, only=_KEYS)
     prepare_process(config)
-    evaluate_models(config, runs, own.to, [command.config(each) for each in runs[1:]])
+    evaluate_models(config, runs, own.to, others)
+
+
+def _check_question(config: Config, runs: Sequence[Path]) -> None:
+    """Refuse what asks nothing, and votes on the answers of several runs, which have one page.
+
+    Raises:
+        ConfigError: One of these.
+    """
+    if not config.evaluate.prompts:
+        why, fix = "leaves nothing to ask", "For example: evaluate.prompts=64"
+        raise ConfigError([Problem("evaluate.prompts", why, fix, config.evaluate.prompts)])
+    voted = [name for name in VOTED if name in config.judge.names]
+    if voted and len(runs) > 1:
+        key = "judge.name" if config.judge.name in VOTED else "judge.also"
+        why = f"is voted on for one run at a time, and {len(runs)} are named"
+        fix = "Give each run a command and votes of its own: run=RUN."
+        raise ConfigError([Problem(key, why, fix, voted[0])])
 
 
 def _complete(config: Config) -> None:
@@ -81,7 +108,8 @@ def _complete(config: Config) -> None:
         raise ConfigError(problems)
     if not data.train:
         # Half of the prompts is asked, and the judge `pairs` is fitted on those of the other half.
-        data.train, data.val, data.val_fraction = data.val, [], 0.5
+        data.train, data.val = data.val, []
+        data.val_fraction = 0.5 if data.val_fraction is None else data.val_fraction
 
 
 if __name__ == "__main__":

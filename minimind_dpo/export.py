@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
-from minimind_dpo.config.commands import CHAT_KEYS, MODEL_KEYS, end, read_command, run_folder
+from minimind_dpo.config.commands import check, end, read_command, run_folder
 from minimind_dpo.options.limits import Choices, Form, as_list
 
+_READS: Final = ("name",)
 FORMATS: Final = ("hf", "native", "gguf")
 _SEVERAL: Final = Form(
     lambda value: bool(as_list(value)) and set(as_list(value)) <= set(FORMATS),
@@ -41,16 +42,15 @@ def run(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError, CheckpointError: What is wrong with it, or with the model.
     """
-    command = read_command(arguments, "export", ExportKeys, __doc__ or "")
+    command = read_command(arguments, "export", ExportKeys, _READS, __doc__ or "")
     own = command.own
     folder = None if own.run is None else run_folder(own.run)
     config = command.config(folder)
+    check(config, only=command.keys(folder))
     # Only now: torch and transformers take seconds to import, a typo should not.
-    from minimind_dpo.config.check import validate
     from minimind_dpo.run.export_model import export_model
     from minimind_dpo.run.process import prepare_process
 
-    validate(config, only=MODEL_KEYS if folder is None else CHAT_KEYS)
     prepare_process(config)
     export_model(config, folder, as_list(own.format), own.to, own.dtype)
 

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from minimind_dpo import launch
 from minimind_dpo.config.command_line import CommandLine, completed, quoted, read_command_line
-from minimind_dpo.config.commands import end
+from minimind_dpo.config.commands import check, end
 from minimind_dpo.config.complete import completed_values
 from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_search, for_sweep
-from minimind_dpo.config.schema import Config
-from minimind_dpo.exit_codes import NOT_READ
-from minimind_dpo.output import keep_output, lead_nowhere
+from minimind_dpo.output import keep_output
 
 
 def main() -> None:
@@ -31,8 +29,6 @@ def main() -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    launch.check_environment()
-    launch.let_memory_grow()
     launch.end_with_sweep()
     line = completed(read_command_line(arguments))
     if not line.shows:
@@ -46,26 +42,12 @@ def _run(arguments: Sequence[str]) -> None:
     else:
         config = compose(line.overrides, line.source)
         # Ranks that torchrun or srun started look into the models themselves.
-        _validate(config, launch.world_size(), read_checkpoints=not launch.launched_by_rank())
+        apart = launch.launched_by_rank()
+        check(config, world_size=launch.world_size(), read_checkpoints=not apart)
         # Only now: torch, transformers and Lightning take seconds to import, a typo should not.
         from minimind_dpo.run.fit import fit_from_command_line
 
         sys.exit(fit_from_command_line(config))
-
-
-def _validate(config: Config, world_size: int | None = None, read_checkpoints: bool = True) -> None:
-    _keep_font_list_in(config.data.cache_dir)
-    from minimind_dpo.config.check import validate
-
-    validate(config, world_size=world_size, read_checkpoints=read_checkpoints)
-
-
-def _keep_font_list_in(folder: str) -> None:
-    """Let matplotlib, where it is installed, write beside the run and not into the home folder.
-
-    Lightning imports torchmetrics, which imports matplotlib, which writes its list of fonts.
-    """
-    os.environ.setdefault("MPLCONFIGDIR", os.path.abspath(os.path.join(folder, "matplotlib")))
 
 
 def _show(line: CommandLine) -> None:
@@ -83,13 +65,8 @@ def _show(line: CommandLine) -> None:
             _through_hydra(line)
         except SystemExit as end:
             code = end.code
-    try:
-        sys.stdout.write(shown.getvalue())
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # What is left of it must not be written when Python ends either.
-        lead_nowhere(sys.stdout.fileno())
-        sys.exit(NOT_READ)
+    sys.stdout.write(shown.getvalue())
+    sys.stdout.flush()
     sys.exit(code)
 
 
@@ -99,8 +76,8 @@ def _sweep(line: CommandLine) -> None:
     launchers = [text for text in line.overrides if text.startswith("hydra/launcher=")]
     here = all(text.endswith(("=basic", "=joblib")) for text in launchers)
     grid = Grid.read(line)
-    check_jobs(grid, line.source, _validate if here else None)
-    line = for_search(line, grid)
+    first = check_jobs(grid, line.source, partial(check, read_checkpoints=True) if here else None)
+    line = for_search(line, grid, first.sweep.objective)
     folder = f"hydra.sweep.dir={quoted(str(grid.folder))}"
     line = replace(line, overrides=(*line.overrides, folder))
     from minimind_dpo.run.sweep import run_sweep

@@ -140,8 +140,8 @@ def run_problems(config: Config) -> Iterator[Problem]:
     if config.resume not in (None, "auto") and not os.path.exists(config.resume):
         fix = "Name a checkpoint or run folder; or resume=auto with run_dir=FOLDER."
         yield Problem("resume", "does not exist", fix, config.resume)
-    validates = bool(config.data.val) or config.data.val_fraction != 0
-    if config.export.which == "best" and (not validates or config.trainer.limit_val_batches == 0):
+    validates = config.holds_out and config.trainer.limit_val_batches != 0
+    if config.export.which == "best" and not validates:
         why = "means lowest val/loss, but nothing is validated"
         yield Problem("export.which", why, "Give data.val or use last.", "best")
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from minimind_dpo import os_errors
+from minimind_dpo import launch, os_errors
 from minimind_dpo.config.command_line import CommandLine, parsed, read_command_line
 from minimind_dpo.config.compose import compose, to_yaml
 from minimind_dpo.config.schema import Config, schema_keys
@@ -24,19 +24,24 @@ from minimind_dpo.config.source import CONF_DIR, Source, run_folder_of
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.exit_codes import DONE, INTERRUPTED, NOT_READ, WRONG_INPUT
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.options.limits import limit_problems
+from minimind_dpo.models.locate import EXPORT
+from minimind_dpo.options.limits import as_list, limit_problems
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
 from minimind_dpo.output import lead_nowhere
 
 T = TypeVar("T")
 
-CHAT_KEYS: Final = (
+_EVERY: Final = (
     *("data.chat_template", "data.template_options", "data.text_as_turns", "data.empty_think"),
     *("log_level", "seed", "threads", "trainer.accelerator"),
+    *("model.dtype", "model.matmul_precision", "model.matmul_library", "model.trust_remote_code"),
 )
-"""Beginnings of the keys that say how a prompt is written, and where and how a model runs."""
-MODEL_KEYS: Final = ("model", *CHAT_KEYS)
-"""The same, and which model."""
+"""Beginnings of the keys that every command reads: how a prompt is written, how a model runs."""
+_EXPORTED: Final = ("model.tokenizer", "model.config")
+"""What an exported Hugging Face folder holds itself."""
+_NAMING: Final = ("model", "model.path", "experiment")
+"""What names a model, as a run does."""
+_FLAGS: Final = {"--cfg", "job", "--resolve", "--help"}
 
 _WRONG_INPUT: Final = (ConfigError, CheckpointError, DataError)
 
@@ -46,31 +51,72 @@ class Command(Generic[T]):
     """What was typed.
 
     Attributes:
+        name: Of the command.
         own: The command's own keys.
-        line: The rest, with which a configuration is composed.
+        reads: Beginnings of the keys of the configuration that it reads beside those of a model.
+        typed: What else was typed, by key or group.
+        line: The same, with which a configuration is composed.
     """
 
+    name: str
     own: T
+    reads: tuple[str, ...]
+    typed: dict[str, Override]
     line: CommandLine
+
+    def keys(self, run: Path | None) -> tuple[str, ...]:
+        """Beginnings of the keys that it reads, beside a run's folder or without one."""
+        if run is None:
+            return (*_EVERY, *self.reads, *_EXPORTED, "model.path", "model.adapters")
+        return (*_EVERY, *self.reads, *(() if exported(run) else _EXPORTED))
 
     def config(self, run: Path | None) -> Config:
         """The configuration, over that of a run's folder where there is one.
 
+        A run's export has the chat template that it trained with, whose file may be gone.
+
         Raises:
-            ConfigError: As `compose`; or there is no model, or one is named beside the run.
+            ConfigError: As `compose`; or there is no model, or one is named beside the run; or a
+                key was typed that the command does not read.
         """
-        if run is None:
-            config = compose(self.line.overrides, self.line.source)
-            if not config.model.path:
-                fix = "Name a run's folder, or a model: run=RUN, or model.path=MODEL."
-                raise ConfigError([Problem("run", "is missing, and so is model.path", fix)])
-            return config
-        named = [o for o in self.line.overrides if o.lstrip("+").startswith("model.path=")]
-        if named or self.line.source.file is not None:
-            why = f"names a run, and {named[0] if named else '--config'} something else"
-            raise ConfigError([Problem("run", why, "Give one of them.", str(run))])
-        source = Source(self.line.source.conf, run / "config.yaml", resumed=run)
-        return compose(self.line.overrides, source)
+        source = self.line.source
+        if run is not None:
+            named = [o.input_line for key, o in self.typed.items() if key in _NAMING]
+            if named or source.file is not None:
+                why = f"names a run, and {named[0] if named else '--config'} something else"
+                raise ConfigError([Problem("run", why, "Give one of them.", str(run))])
+            source = Source(source.conf, run / "config.yaml", resumed=run)
+        config = compose(self.line.overrides, source)
+        if run is None and not config.model.path:
+            fix = "Name a run's folder, or a model: run=RUN, or model.path=MODEL."
+            raise ConfigError([Problem("run", "is missing, and so is model.path", fix)])
+        self._refuse_ignored(run)
+        left_out = config.data.chat_template == "none" or "data.chat_template" in self.typed
+        if run is not None and exported(run) and not left_out:
+            config.data.chat_template = "auto"
+        return config
+
+    def _refuse_ignored(self, run: Path | None) -> None:
+        """Refuse what was typed and is not read, by itself or beside a run."""
+        read, alone = self.keys(run), self.keys(None)
+        problems = [
+            Problem(key, f"is not read by {self.name}{beside}", "Leave it out.", override.value())
+            for key, override in self.typed.items()
+            if key not in ("experiment", "hydra.searchpath") and not _is_among(key, read)
+            for beside in [f" beside run={run}" if _is_among(key, alone) else ""]
+        ]
+        if problems:
+            raise ConfigError(problems)
+
+
+def _is_among(key: str, beginnings: Sequence[str]) -> bool:
+    """Whether a key, or one of a group's, begins like one of these."""
+    return any(f"{key}.".startswith(f"{b}.") or b.startswith(f"{key}.") for b in beginnings)
+
+
+def exported(run: Path) -> bool:
+    """Whether a run has exported a Hugging Face folder, which has its tokenizer."""
+    return (run / EXPORT / "config.json").is_file()
 
 
 def run_folder(run: str, key: str = "run") -> Path:
@@ -91,21 +137,25 @@ def run_folder(run: str, key: str = "run") -> Path:
     raise ConfigError([Problem(key, "does not exist", fix, run)])
 
 
-def read_command(arguments: Sequence[str], name: str, own: type[T], usage: str) -> Command[T]:
+def read_command(
+    arguments: Sequence[str], name: str, own: type[T], reads: tuple[str, ...], usage: str
+) -> Command[T]:
     """Take a command's own keys out of a command line; show what is asked to be shown, and end.
 
     Args:
         arguments: As typed.
         name: Of the command, and of its file in `conf/commands`.
         own: Dataclass of its own keys.
+        reads: As `Command.reads`.
         usage: What `--help` begins with.
 
     Raises:
         ConfigError: With all that is wrong with the own keys; or as `read_command_line`.
     """
     line = read_command_line(arguments)
-    if line.multirun or line.shows not in ("", "help", "cfg"):
-        flag = "-m" if line.multirun else f"--{line.shows.replace('_', '-')}"
+    others = [flag for flag in line.flags if flag not in _FLAGS]
+    if others:
+        flag = others[0] if others[0].startswith("-") else f"--cfg {others[0]}"
         fix = "Flags here: --help, --cfg job, --config FILE, --config-dir FOLDER."
         raise ConfigError([Problem(flag, "is for python -m minimind_dpo.train", fix)])
     if line.shows == "help":
@@ -117,17 +167,34 @@ def read_command(arguments: Sequence[str], name: str, own: type[T], usage: str) 
     rest = [o for o in overrides if o.get_key_element() not in names]
     _refuse_near_names(rest, names)
     line = replace(line, overrides=tuple(str(o.input_line) for o in rest))
-    command = Command(_filled(own, values), line)
+    typed = {override.key_or_group: override for override in rest}
+    command = Command(name, _filled(own, values), reads, typed, line)
     if line.shows == "cfg":
-        run = values.get("run")
-        print(to_yaml(command.config(run_folder(run) if isinstance(run, str) else None)), end="")
+        runs = [run_folder(run) for run in as_list(values.get("run"))]
+        print(to_yaml(command.config(runs[0] if runs else None)), end="")
         sys.exit(DONE)
     return command
+
+
+def check(config: Config, **how: Any) -> None:
+    """As `validate`, in the process of a command: what it imports later writes into no home folder.
+
+    Lightning imports torchmetrics, which imports matplotlib, where that is installed; its list of
+    fonts goes into the cache.
+    """
+    fonts = os.path.abspath(os.path.join(config.data.cache_dir, "matplotlib"))
+    os.environ.setdefault("MPLCONFIGDIR", fonts)
+    # Only now: torch takes seconds to import, a typo should not.
+    from minimind_dpo.config.check import validate
+
+    validate(config, **how)
 
 
 def end(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Run a command on what was typed; end with an exit code, wrong input told in a sentence."""
     try:
+        launch.check_environment()
+        launch.let_memory_grow()
         sys.exit(command(sys.argv[1:]) or DONE)
     except _WRONG_INPUT as error:
         print(f"Error: {error}", file=sys.stderr)

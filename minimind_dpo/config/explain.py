@@ -101,6 +101,9 @@ def _in_file(name: str, why: str, message: str, source: Source | None) -> Proble
         fix = "Let its first line be: # @package _global_"
         return Problem(file, f"holds keys of its group alone, {key}.*, and there are none", fix)
     if re.match(r"Key '.*' (not in|is not in struct)", why):
+        if source is not None and source.resumed is not None:
+            fix = "Another version wrote it: take the key out of that file, and repeat the command."
+            return Problem(key, f"is no key of this version (in {file})", fix)
         return unknown_key(key, place=f" (in {file})")
     return Problem(key, f"{why} (in {file})")
 

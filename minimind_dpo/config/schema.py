@@ -72,6 +72,11 @@ class Config:
     judge: JudgeOptions = field(default_factory=JudgeOptions)
     sweep: SweepOptions = field(default_factory=SweepOptions)
 
+    @property
+    def holds_out(self) -> bool:
+        """Whether pairs are held out of training, or are to be."""
+        return bool(self.data.val) or self.data.val_fraction != 0
+
 
 def schema_keys() -> Iterator[str]:
     """Every dotted key, leaves only: `loss.beta`."""

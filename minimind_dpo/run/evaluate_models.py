@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import datetime
 import logging
+import shlex
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,13 +16,16 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.evaluation.compare import Comparison, comparison_table
 from minimind_dpo.evaluation.evaluate import Evaluation
+from minimind_dpo.evaluation.judges.votes import BallotBox
+from minimind_dpo.evaluation.text import Text
 from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.build import build_datamodule
 from minimind_dpo.run.evaluation import build_evaluation, lending
 from minimind_dpo.run.folder import write_json
-from minimind_dpo.run.policy import device_of, load_policy, with_exported_template
+from minimind_dpo.run.identity import policy_digest
+from minimind_dpo.run.policy import device_of, load_policy
 from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict
 from minimind_dpo.training.shown_progress import progress
 
@@ -46,15 +51,17 @@ def evaluate_models(
         ConfigError, CheckpointError, DataError: What is wrong, before anything is judged.
     """
     folder = _folder(config, to)
-    if runs:
-        config = with_exported_template(config, runs[0])
-    first, chat = load_policy(config, runs[0] if runs else None)
+    run = runs[0] if runs else None
+    first, chat = load_policy(config, run)
     torch.nn.Module.to(first.model, device_of(config))
     folder.mkdir(parents=True, exist_ok=True)
-    # What people are to vote on lies with the run: that is what they name when they have voted.
-    evaluation = _evaluation(config, first, chat, runs[0] if runs else folder)
-    for run, other in zip(runs[1:], others, strict=True):
-        _check_ground(config, other, run)
+    digest = partial(policy_digest, config, run)
+    # What people are to vote on lies with the run, or in a folder that the next command names.
+    to_it = "" if run else f" {shlex.quote(f'to={folder}')}"
+    again = Text(f"the same command with{to_it}", f"同样的命令加上{to_it}")
+    evaluation = _evaluation(config, first, chat, BallotBox(run or folder, digest, again))
+    for path, other in zip(runs[1:], others, strict=True):
+        _check_ground(config, other, path)
     names = _names(runs) if runs else [Path(config.model.path).name]
     policies = [first]
     verdicts: list[Verdict] = []
@@ -74,13 +81,13 @@ def evaluate_models(
     return verdicts
 
 
-def _evaluation(config: Config, policy: LoadedModel, chat: Chat, folder: Path) -> Evaluation:
+def _evaluation(config: Config, policy: LoadedModel, chat: Chat, box: BallotBox) -> Evaluation:
     data = build_datamodule(config, chat.tokenizer)
     data.prepare_data()
     data.setup("fit")
     assert data.train_store is not None
     stores = (data.train_store, data.val_store or data.train_store)
-    evaluation = build_evaluation(config, policy, data, stores, progress, folder)
+    evaluation = build_evaluation(config, policy, data, stores, progress, box)
     if evaluation is None:
         why = "and data.val_fraction hold out no prompt to ask"
         raise ConfigError([Problem("data.val", why, "Give data.val=FILE.", config.data.val)])
@@ -93,7 +100,7 @@ def _further(config: Config, other: Config, run: Path, chat: Chat) -> LoadedMode
     Raises:
         ConfigError: Its tokenizer is another one.
     """
-    policy, own_chat = load_policy(with_exported_template(other, run), run)
+    policy, own_chat = load_policy(other, run)
     if own_chat.tokenizer.get_vocab() != chat.tokenizer.get_vocab():
         why = "has another tokenizer than the first run, so their answers share no tokens"
         raise ConfigError([Problem("against", why, "Judge each by itself: run=RUN.", str(run))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from minimind_dpo.evaluation.answers import Answer, Bar, Lend, Prompt
 from minimind_dpo.evaluation.evaluate import Evaluation, Task
 from minimind_dpo.evaluation.judges.accuracy import MOST_PAIRS, Pairs
 from minimind_dpo.evaluation.judges.pairs import Ground
-from minimind_dpo.evaluation.judges.votes import kept_answers
+from minimind_dpo.evaluation.judges.votes import BallotBox
 from minimind_dpo.evaluation.sampling import end_ids, room
 from minimind_dpo.evaluation.scoring import BATCH_TOKENS
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_configured
 from minimind_dpo.models.lora import adapters_off, has_adapters
 from minimind_dpo.options.problem import ConfigError, Problem
-from minimind_dpo.run.judges import build_judge
+from minimind_dpo.run.judges import build_judges
 
 
 def lending(model: PreTrainedModel) -> Lend:
@@ -70,7 +71,7 @@ def build_evaluation(
     data: PreferenceDataModule,
     stores: tuple[TokenStore, TokenStore],
     bar: Bar,
-    folder: Path,
+    box: BallotBox,
 ) -> Evaluation | None:
     """What compares policies with the run's reference; None where no prompt is held out.
 
@@ -80,63 +81,51 @@ def build_evaluation(
         data: Set up.
         stores: What its rows for training and for validation are rows of.
         bar: Makes progress bars.
-        folder: The run's, where judges write what is to be voted on.
+        box: What is voted on, where judges vote.
 
     Raises:
-        ConfigError: A judge does not know the prompts, or `evaluate.text` holds too little.
+        ConfigError: A judge does not know the prompts, `evaluate.text` holds too little, or votes
+            are on answers of another policy.
     """
-    chat = data.tokenizer.chat
     train_store, val_store = stores
     held_out = [val_store[row] for row in data.val_rows.tolist()]
     if not held_out:
         return None
-    _, longest = room(policy.model, config.evaluate.max_new_tokens)
-    prompts = _choose_prompts(config, data, held_out, longest)
+    task = _task(config, policy, data, held_out)
     reference = reference_of(config, policy.model)
     random = np.random.default_rng(config.evaluate.seed)
     most = config.judge.fit_pairs
-    ground = Ground(
-        reference=reference,
-        fit_pairs=[train_store[row] for row in _some(data.train_rows, most, random)],
-        test_pairs=[held_out[place] for place in _some(np.arange(len(held_out)), most, random)],
-        collate=data.collate,
-        batch_tokens=config.reference.batch_tokens or BATCH_TOKENS,
-        longest=config.evaluate.max_new_tokens,
-        bar=bar,
+    fit = [train_store[row] for row in _some(data.train_rows, most, random)]
+    test, shown = (_some_of(held_out, number, random) for number in (most, MOST_PAIRS))
+    longest = config.evaluate.max_new_tokens
+    ground = Ground(reference, fit, test, data.collate, task.batch_tokens, longest, bar)
+    judges = build_judges(
+        config,
+        ground,
+        task.prompts,
+        box,
+        lambda: policy.model.device,
+        partial(_as_texts, data, shown),
     )
-    texts = [prompt.ids for prompt in prompts if len(prompt.ids) > 1]
-    task = Task(
+    drawn = None if config.judge.votes is None else box.kept(task.prompts)
+    return Evaluation(task, reference, *judges, config.evaluate, bar, drawn)
+
+
+def _task(
+    config: Config, policy: LoadedModel, data: PreferenceDataModule, held_out: list[TokenizedPair]
+) -> Task:
+    chat, text = data.tokenizer.chat, config.evaluate.text
+    prompts = _choose_prompts(config, policy, data, held_out)
+    own = [prompt.ids for prompt in prompts if len(prompt.ids) > 1]
+    return Task(
         prompts=prompts,
         pairs=held_out,
-        texts=texts if config.evaluate.text is None else read_text(config, chat.tokenizer),
-        text="prompts" if config.evaluate.text is None else Path(config.evaluate.text).name,
+        texts=own if text is None else read_text(config, chat.tokenizer),
+        text="prompts" if text is None else Path(text).name,
         end_ids=end_ids(policy.model, chat),
         decode=chat.decode,
         collate=data.collate,
         batch_tokens=config.reference.batch_tokens or BATCH_TOKENS,
-    )
-    tested = [held_out[i] for i in _some(np.arange(len(held_out)), MOST_PAIRS, random)]
-    judge, also = (
-        build_judge(
-            name,
-            config,
-            ground,
-            prompts,
-            key,
-            folder,
-            lambda: policy.model.device,
-            lambda: _as_texts(data, tested),
-        )
-        for name, key in ((config.judge.name, "judge.name"), (config.judge.also, "judge.also"))
-    )
-    return Evaluation(
-        task,
-        reference,
-        judge,
-        also,
-        config.evaluate,
-        bar,
-        kept_answers(folder, prompts) if config.judge.votes is not None else None,
     )
 
 
@@ -162,16 +151,17 @@ def read_text(config: Config, tokenizer: PreTrainedTokenizerBase) -> list[np.nda
 
 
 def _choose_prompts(
-    config: Config, data: PreferenceDataModule, held_out: Sequence[TokenizedPair], longest: int
+    config: Config, policy: LoadedModel, data: PreferenceDataModule, held_out: list[TokenizedPair]
 ) -> list[Prompt]:
     """Distinct held-out prompts, drawn by `evaluate.seed`, the longest first as memory needs.
 
-    Each is cut from the left to the `longest` that the model has positions for beside an answer.
+    Each is cut from the left to what the model has positions for beside an answer.
     """
+    options = config.evaluate
+    assert options.prompts is not None
+    _, longest = room(policy.model, options.max_new_tokens)
     distinct = list({pair.prompt_ids.tobytes(): pair for pair in reversed(held_out)}.values())
-    random = np.random.default_rng(config.evaluate.seed)
-    assert config.evaluate.prompts is not None
-    chosen = [distinct[i] for i in _some(np.arange(len(distinct)), config.evaluate.prompts, random)]
+    chosen = _some_of(distinct, options.prompts, np.random.default_rng(options.seed))
     chosen.sort(key=lambda pair: -len(pair.prompt_ids))
     turns = _read_turns(data, {pair.source for pair in chosen})
     return [Prompt(pair.prompt_ids[-longest:], turns[pair.source], pair.source) for pair in chosen]
@@ -207,3 +197,10 @@ def _some(rows: np.ndarray, most: int, random: np.random.Generator) -> list[int]
     """At most so many of some rows, each with the same chance, in their order."""
     chosen = rows if len(rows) <= most else random.choice(rows, most, replace=False)
     return sorted(chosen.tolist())
+
+
+def _some_of(
+    pairs: Sequence[TokenizedPair], most: int, random: np.random.Generator
+) -> list[TokenizedPair]:
+    """The same of pairs."""
+    return [pairs[place] for place in _some(np.arange(len(pairs)), most, random)]

@@ -22,7 +22,7 @@ from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.locate import EXPORT
 from minimind_dpo.models.minimind.recognise import Dialect
 from minimind_dpo.options.problem import ConfigError, Problem, package_problems
-from minimind_dpo.run.policy import load_policy, with_exported_template
+from minimind_dpo.run.policy import load_policy
 
 log = logging.getLogger(__name__)
 
@@ -54,23 +54,22 @@ def export_model(
             raise ConfigError(problems)
     folder = _folder(run, to)
     check_own_folder(folder)
-    if run is not None:
-        config = with_exported_template(config, run)
     policy, chat = load_policy(config, run)
     native = _native_dialect(config, run, policy) if "native" in formats else None
-    own = run is not None and folder == run / EXPORT
+    as_left = run is not None and folder == run / EXPORT and dtype == "auto"
+    as_left = as_left and config.data.chat_template in ("auto", "none")
     number = None if dtype == "auto" else getattr(torch, dtype)
     half = number or torch.float16
     written: list[Path] = []
     if "hf" in formats:
-        there = own and number is None and (folder / "config.json").is_file()
+        there = as_left and (folder / "config.json").is_file()
         if not there:
             dialect, ends = policy.dialect, chat.end_ids
             save_hf(policy.model, chat.tokenizer, folder, number, dialect=dialect, end_ids=ends)
         written.append(_told(folder, "Hugging Face folder", there))
     if native is not None:
         path = folder / native_name(native)
-        there = own and number is None and path.is_file()
+        there = as_left and path.is_file()
         if not there:
             save_native(policy.model, native, path, half)
         written.append(_told(path, "MiniMind's own file", there))

@@ -21,6 +21,7 @@ from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import LoadedModel
+from minimind_dpo.objective.check_options import padded_mean_warning
 from minimind_dpo.run.batch_size import spread_step
 from minimind_dpo.run.build import (
     build_callbacks,
@@ -130,6 +131,8 @@ def _fit(
     first = launch.rank() == 0
     config = settle(config)
     prepare_process(config)
+    if config.loss.reduction == "padded_mean":
+        log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
     if config.trainer.accelerator in ("auto", "gpu", "cuda") and launch.world_size():
         choose_device(parse_devices(config.trainer.devices))
     extra = build_extra("callbacks.extra", config.callbacks.extra, Callback)

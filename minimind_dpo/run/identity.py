@@ -6,11 +6,13 @@ import hashlib
 import json
 import logging
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from minimind_dpo.checksums import sha256
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.disk import read_json
 from minimind_dpo.models.locate import model_files
 from minimind_dpo.run.folder import Run
 from minimind_dpo.training.resume.position import check_belongs, differences
@@ -27,6 +29,26 @@ def file_digest(path: str, adapters: str | None = None) -> str:
     for file in files:
         digest.update(bytes.fromhex(sha256(file)))
     return digest.hexdigest()
+
+
+def policy_digest(config: Config, run: Path | None, step: int | None = None) -> str:
+    """What tells policies apart whose answers are voted on.
+
+    Of a run it is its settings and the optimizer step that its weights are of: both are known
+    before its export is written, and whatever the number format of that.
+
+    Args:
+        config: Names the model where there is no run.
+        run: The run's folder.
+        step: Of its weights; None where its summary tells.
+    """
+    if run is None:
+        return file_digest(config.model.path, config.model.adapters)
+    if step is None:
+        summary: Any = read_json(run / "summary.json") or {}
+        step = summary.get("weights", {}).get("export")
+    content = f"{step}\n".encode() + (run / "config.yaml").read_bytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def check_identity(

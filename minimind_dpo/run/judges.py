@@ -20,62 +20,58 @@ from minimind_dpo.evaluation.judges.program import ProgramJudge
 from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
 from minimind_dpo.evaluation.judges.rules import RulesJudge
-from minimind_dpo.evaluation.judges.votes import VotesJudge
+from minimind_dpo.evaluation.judges.votes import BallotBox, VotesJudge
 from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.problem import ConfigError, Problem
 
 
-def build_judge(
-    name: str | None,
+def build_judges(
     config: Config,
     ground: Ground,
     prompts: Sequence[Prompt],
-    key: str,
-    folder: Path,
+    box: BallotBox,
     device: Callable[[], torch.device],
-    held_out: Callable[[], Pairs] | None,
-) -> Judge | None:
-    """The judge of a name.
+    held_out: Callable[[], Pairs],
+) -> tuple[Judge | None, Judge | None]:
+    """`judge.name`, and `judge.also`, which checks it.
 
     Args:
-        name: As `judge.name` has it.
-        config: What it is told.
+        config: What they are told.
         ground: What the judge `pairs` is fitted on.
-        prompts: What it will judge answers to.
-        key: Where its name was given.
-        folder: Where it writes.
-        device: Says where a model of its own runs.
+        prompts: What they will judge answers to.
+        box: What is voted on.
+        device: Says where a model of their own runs.
         held_out: Gives held-out pairs to test a judge on that was not fitted on pairs.
 
     Raises:
-        ConfigError: It does not know one of the prompts, or cannot read what it is told to.
+        ConfigError: One does not know one of the prompts, or cannot read what it is told to.
     """
     options = config.judge
-    match name:
-        case "pairs":
-            return PairsJudge(ground)
-        case "demo":
-            return _demo_judge(prompts, key)
-        case "rules":
-            return _with_accuracy(RulesJudge(str(options.rules)), held_out)
-        case "python":
-            return PythonJudge(str(options.python))
-        case "reward_model":
-            return _with_accuracy(
-                RewardModelJudge(options.reward_model, device, ground.bar), held_out
-            )
-        case "endpoint":
-            client = ChatClient(options.endpoint, Path(options.endpoint.cache).expanduser())
-            judge = EndpointJudge(options.endpoint, client, ground.bar)
-            judge.probe()
-            return judge
-        case "file" | "human":
-            return VotesJudge(name, folder, options.votes, config.evaluate.seed)
-    return None
 
+    def build(name: str | None, key: str) -> Judge | None:
+        match name:
+            case "pairs":
+                return PairsJudge(ground)
+            case "demo":
+                return _demo_judge(prompts, key)
+            case "rules":
+                return JudgeWithAccuracy(RulesJudge(str(options.rules)), held_out)
+            case "python":
+                return PythonJudge(str(options.python))
+            case "reward_model":
+                judge = RewardModelJudge(options.reward_model, device, ground.bar)
+                return JudgeWithAccuracy(judge, held_out)
+            case "endpoint":
+                cache = Path(options.endpoint.cache).expanduser()
+                client = ChatClient(options.endpoint, cache)
+                endpoint = EndpointJudge(options.endpoint, client, ground.bar)
+                endpoint.probe()
+                return endpoint
+            case "file" | "human":
+                return VotesJudge(name, box, options.votes, config.evaluate.seed)
+        return None
 
-def _with_accuracy(judge: Judge, held_out: Callable[[], Pairs] | None) -> Judge:
-    return judge if held_out is None else JudgeWithAccuracy(judge, held_out)
+    return build(options.name, "judge.name"), build(options.also, "judge.also")
 
 
 def _demo_judge(prompts: Sequence[Prompt], key: str) -> ProgramJudge:

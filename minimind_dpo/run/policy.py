@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
+from minimind_dpo.config.commands import exported
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.kernels.cpu_matmul import use_chosen_library
 from minimind_dpo.models.load import LoadedModel, load_model
-from minimind_dpo.models.locate import EXPORT
 from minimind_dpo.models.tokenizers import need_tokenizer
-
-
-def with_exported_template(config: Config, run: Path) -> Config:
-    """The configuration of a run whose export has the chat template that it trained with.
-
-    Args:
-        config: Of the run; left as it is. The file of its template may be gone.
-        run: Its folder.
-    """
-    if config.data.chat_template == "none" or not _is_whole(run):
-        return config
-    return replace(config, data=replace(config.data, chat_template="auto"))
-
-
-def _is_whole(run: Path) -> bool:
-    """Whether a run has exported a Hugging Face folder, which has its tokenizer."""
-    return (run / EXPORT / "config.json").is_file()
 
 
 def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
     """Load what a run has exported, or `model.path`.
 
     Args:
-        config: Of the run, as `with_exported_template` gives it, or with `model.path`.
+        config: Of the run, as `Command.config` gives it, or with `model.path`.
         run: The run's folder; None for none.
 
     Raises:
@@ -44,7 +26,7 @@ def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
         ConfigError: Its chat template cannot be used.
     """
     model = config.model
-    whole = run is not None and _is_whole(run)
+    whole = run is not None and exported(run)
     if whole:
         tokenizer = need_tokenizer(str(run), None, model.trust_remote_code)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from typing import TextIO
 
 import lightning as L
 import torch
@@ -13,14 +14,16 @@ from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.kernels.cpu_matmul import choose_library
 from minimind_dpo.kernels.keep_memory import keep_freed_memory
-from minimind_dpo.objective.check_options import padded_mean_warning
-
-log = logging.getLogger(__name__)
 
 
-def prepare_process(config: Config) -> None:
-    """Set all of it, before anything is read."""
-    _quiet(config.log_level)
+def prepare_process(config: Config, messages: TextIO | None = None) -> None:
+    """Set all of it, before anything is read.
+
+    Args:
+        config: The configuration.
+        messages: Where they go; standard output where None.
+    """
+    _quiet(config.log_level, messages or sys.stdout)
     L.seed_everything(config.seed, workers=False, verbose=False)
     if config.trainer.accelerator in ("cpu", "auto") and not torch.cuda.is_available():
         keep_freed_memory()
@@ -28,14 +31,12 @@ def prepare_process(config: Config) -> None:
         torch.set_num_threads(config.threads)
     torch.set_float32_matmul_precision(config.model.matmul_precision)
     choose_library(config.model.matmul_library)
-    if config.loss.reduction == "padded_mean":
-        log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
 
 
-def _quiet(level: str) -> None:
+def _quiet(level: str, messages: TextIO) -> None:
     """Our own messages at the asked level on the first rank; Lightning's only where they matter."""
     shown = getattr(logging, level.upper()) if launch.rank() == 0 else logging.ERROR
-    logging.basicConfig(format="%(message)s", stream=sys.stdout, level=logging.WARNING, force=True)
+    logging.basicConfig(format="%(message)s", stream=messages, level=logging.WARNING, force=True)
     logging.getLogger("minimind_dpo").setLevel(shown)
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(max(shown, logging.WARNING))

@@ -23,7 +23,7 @@ from minimind_dpo.evaluation.conversation import Conversation, Sampling
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.options.problem import ConfigError, Problem, did_you_mean
 from minimind_dpo.run.evaluation import reference_of
-from minimind_dpo.run.policy import device_of, load_policy, with_exported_template
+from minimind_dpo.run.policy import device_of, load_policy
 
 _HELP: Final = {
     "/reset": "forget all turns",
@@ -49,8 +49,6 @@ def talk(config: Config, run: Path | None, system: str | None, sampling: Samplin
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # Whatever the terminal's locale says: the models write Chinese.
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    if run is not None:
-        config = with_exported_template(config, run)
     policy, chat = load_policy(config, run)
     if system is not None and not chat.has_template:
         why = "needs a chat template, but the tokenizer has none"

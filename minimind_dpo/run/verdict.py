@@ -24,9 +24,11 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.disk import read_lines, write_lines
 from minimind_dpo.evaluation.evaluate import Evaluation
+from minimind_dpo.evaluation.judges.votes import BallotBox
 from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.evaluation import build_evaluation, lending
+from minimind_dpo.run.identity import policy_digest
 from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict
 from minimind_dpo.training.shown_progress import progress
 from minimind_dpo.training.signals import GivenUpError, StopRequest
@@ -75,8 +77,9 @@ class RunVerdict(Callback):
         if not trainer.is_global_zero or not self.config.evaluate.prompts:
             return
         (self.folder / VERDICT).unlink(missing_ok=True)  # of the time before it was taken further
+        box = BallotBox(self.folder, lambda: policy_digest(self.config, self.folder, self._newest))
         self._evaluation = build_evaluation(
-            self.config, self.policy, self.data, self._stores, self._bar, self.folder
+            self.config, self.policy, self.data, self._stores, self._bar, box
         )
         if self._evaluation is None:
             log.info("There will be no verdict: data.val and data.val_fraction hold out no prompt")
@@ -124,6 +127,7 @@ class RunVerdict(Callback):
     def _conclude(
         self, evaluation: Evaluation, step: int, loggers: Iterable[Logger]
     ) -> dict[str, Any]:
+        self._newest = step
         verdict = make_verdict(
             evaluation,
             lending(self.policy.model),

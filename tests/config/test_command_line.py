@@ -206,6 +206,20 @@ def test_a_sweep_is_refused_where_its_first_job_cannot_run() -> None:
     assert batches == [4]
 
 
+def test_the_first_job_of_a_sweep_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    sweep = grid("loss.beta=0.1,0.2", "seed=1,2,3")
+    composed: list[list[str]] = []
+
+    def count(overrides: list[str], source: Any) -> Config:
+        composed.append(overrides)
+        return compose(overrides, source)
+
+    monkeypatch.setattr("minimind_dpo.config.jobs.compose", count)
+    assert check_jobs(sweep).loss.beta == 0.1
+    assert len(composed) == 1 + 1 + 2
+    assert composed.count(["loss.beta=0.1", "seed=1"]) == 1
+
+
 def test_a_sweep_has_a_dated_folder_or_the_one_that_is_given() -> None:
     dated = r"outputs/sweeps/\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d_beta"
     preset = grid("+sweep=beta", "seed=1,2", "loss.type=ipo")
@@ -228,18 +242,23 @@ def test_a_search_goes_the_way_in_which_its_objective_is_better() -> None:
     """The sweeper is a plugin's: a grid with its direction stands for it here."""
     line = for_sweep(read_command_line(["-m", "loss.beta=interval(0.1,0.5)"]))
     search = replace(Grid.read(line), direction="minimize")
-    check_jobs(search)
-    assert for_search(line, search).overrides[-1] == "hydra.sweeper.direction=maximize"
-    assert for_search(line, replace(search, direction="")) == line
+    objective = check_jobs(search).sweep.objective
+    assert for_search(line, search, objective).overrides[-1] == "hydra.sweeper.direction=maximize"
+    assert for_search(line, replace(search, direction=""), objective) == line
     given = replace(line, overrides=(*line.overrides, "hydra.sweeper.direction=minimize"))
     with pytest.raises(ConfigError, match=r"wrong way for sweep\.objective=length_controlled"):
-        for_search(given, search)
-    unjudged = replace(search, axes=(*search.axes, ["judge=none"]))
-    with pytest.raises(ConfigError, match="a number of the verdict"):
-        check_jobs(unjudged)
+        for_search(given, search, objective)
+    for overrides, why in (
+        (["judge=human"], "judge=human waits for votes"),
+        (["data.val=null", "data.val_fraction=0"], "hold out nothing"),
+        (["judge=none"], "a number of the verdict"),
+    ):
+        unjudged = replace(search, axes=(*search.axes, *([text] for text in overrides)))
+        with pytest.raises(ConfigError, match=f"sweep.objective=length_controlled: .*{why}"):
+            check_jobs(unjudged)
     by_loss = replace(unjudged, axes=(*unjudged.axes, ["sweep.objective=loss"]))
-    check_jobs(by_loss)
-    assert for_search(line, by_loss).overrides[-1] == "hydra.sweeper.direction=minimize"
+    objective = check_jobs(by_loss).sweep.objective
+    assert for_search(line, by_loss, objective).overrides[-1] == "hydra.sweeper.direction=minimize"
 
 
 @pytest.mark.parametrize(

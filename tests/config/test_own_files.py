@@ -14,6 +14,7 @@ from minimind_dpo import train
 from minimind_dpo.config.command_line import completed, read_command_line
 from minimind_dpo.config.compose import compose, to_yaml
 from minimind_dpo.config.schema import Config
+from minimind_dpo.config.source import Source
 from minimind_dpo.options.problem import ConfigError
 
 
@@ -21,7 +22,7 @@ from minimind_dpo.options.problem import ConfigError
 def runs(files: list[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Config]:
     """What a command line would train, in a folder with `model` and `data` of its own."""
     ran: list[Config] = []
-    monkeypatch.setattr(train, "_validate", lambda *_, **__: None)
+    monkeypatch.setattr(train, "check", lambda *_, **__: None)
     monkeypatch.setattr(
         minimind_dpo.run.fit, "fit_from_command_line", lambda config: ran.append(config) or 0
     )
@@ -93,6 +94,22 @@ def test_a_folder_of_the_user_s_own_adds_files_to_the_groups(runs: Callable[...,
     with pytest.raises(SystemExit) as shown:
         train_main("--config-dir", "my own", "experiment=mine", "--cfg", "job")
     assert shown.value.code == 0
+
+
+def test_a_key_of_another_version_in_a_run_s_settings_is_told_with_its_file(
+    tmp_path: Path,
+) -> None:
+    settings = to_yaml(compose(["experiment=demo"])).replace(
+        "guard:\n", "guard:\n  stop_grace: 5\n"
+    )
+    (tmp_path / "config.yaml").write_text(settings)
+    source = Source(file=tmp_path / "config.yaml", resumed=tmp_path)
+    with pytest.raises(ConfigError) as error:
+        compose([], source)
+    assert str(error.value.problems[0]) == (
+        f"guard.stop_grace: is no key of this version (in {tmp_path / 'config.yaml'}). Another "
+        "version wrote it: take the key out of that file, and repeat the command."
+    )
 
 
 def train_main(*words: str) -> None:
@@ -230,7 +247,7 @@ def test_a_sweep_gives_its_jobs_the_files_of_the_user(
             return 0
 
     monkeypatch.setattr(sweep.subprocess, "Popen", Started)
-    monkeypatch.setattr(train, "_validate", lambda *_, **__: None)
+    monkeypatch.setattr(train, "check", lambda *_, **__: None)
     Path("own/experiment").mkdir(parents=True)
     Path("own/experiment/mine.yaml").write_text("# @package _global_\noptim: {lr: 2e-6}\n")
     Path("mine.yaml").write_text("name: mine\n")

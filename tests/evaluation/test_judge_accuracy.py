@@ -12,6 +12,7 @@ from minimind_dpo.config.compose import compose
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.evaluation.judges.accuracy import JudgeWithAccuracy, Pairs
 from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
+from minimind_dpo.evaluation.judges.votes import BallotBox
 from minimind_dpo.evaluation.options import RewardModelOptions
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
 from minimind_dpo.run.evaluation import build_evaluation
@@ -76,7 +77,7 @@ def test_rules_are_held_to_the_run_s_own_held_out_pairs(tmp_path: Path) -> None:
     assert data.val_store is not None
     stores = (data.train_store, data.val_store)
     policy = build_policy(config, tokenizer)
-    evaluation = build_evaluation(config, policy, data, stores, silent, tmp_path)
+    evaluation = build_evaluation(config, policy, data, stores, silent, BallotBox(tmp_path, str))
     assert evaluation is not None
     judge = evaluation.judges[0]
     assert judge is not None

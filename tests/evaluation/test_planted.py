@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from minimind_dpo.evaluation.judged import BETTER, CANNOT_TELL, NOT_BETTER, WORS
 from minimind_dpo.evaluation.judges.judge import JudgeError, Trust
 from minimind_dpo.evaluation.judges.pairs import Ground, PairsJudge
 from minimind_dpo.evaluation.judges.program import ProgramJudge
-from minimind_dpo.evaluation.judges.votes import VotesJudge, kept_answers
+from minimind_dpo.evaluation.judges.votes import BallotBox, VotesJudge
 from minimind_dpo.evaluation.measures import measure
 from minimind_dpo.evaluation.options import EvaluateOptions
 from minimind_dpo.evaluation.sampling import draw_answers
@@ -30,7 +31,7 @@ from minimind_dpo.evaluation.scoring import score
 from minimind_dpo.evaluation.statistics import Estimate
 from minimind_dpo.options.problem import ConfigError
 from minimind_dpo.run.build import build_datamodule, build_policy, build_tokenizer
-from minimind_dpo.run.judges import build_judge
+from minimind_dpo.run.judges import build_judges
 
 from .planted import Scores, silent
 
@@ -235,16 +236,17 @@ def test_votes_are_read_for_the_answers_that_were_voted_on(demo: Demo, tmp_path:
     with torch.no_grad():
         for model, scale in ((policy, 0.6), (other, 0.5)):
             model.lm_head.weight.mul_(scale)
-    ask = demo.evaluation(8, VotesJudge("file", tmp_path, None, 0))(lambda: nullcontext(policy))
+    box = BallotBox(tmp_path, lambda: "digest")
+    ask = demo.evaluation(8, VotesJudge("file", box, None, 0))(lambda: nullcontext(policy))
     assert ask.advice
     ballots = (tmp_path / "to_judge.jsonl").read_text(encoding="utf-8").splitlines()
     votes = tmp_path / "votes.jsonl"
     votes.write_text("\n".join(line[:-1] + ', "winner": "a"}' for line in ballots))
-    judge = VotesJudge("file", tmp_path, str(votes), 0)
+    judge = VotesJudge("file", box, str(votes), 0)
     drawn = demo.evaluation(8, judge)
     assert drawn(lambda: nullcontext(other)).judged.trust.unable  # type: ignore[union-attr]
     kept = demo.evaluation(8, judge)
-    kept._drawn = kept_answers(tmp_path, kept.task.prompts)
+    kept._drawn = box.kept(kept.task.prompts)
     verdict = kept(lambda: nullcontext(other))
     assert [case.policy.text for case in verdict.cases] == [c.policy.text for c in ask.cases]
     assert verdict.judged is not None
@@ -336,9 +338,12 @@ def test_collapsed_answers_sound_an_alarm(policy: list[Answer], alarm: str) -> N
 
 
 def test_the_demo_judge_is_built_for_its_own_prompts_alone(demo: Demo) -> None:
-    elsewhere: Any = (Path(), lambda: torch.device("cpu"), None)
-    built = build_judge("demo", demo.config, demo.ground, demo.prompts, "judge.name", *elsewhere)
+    elsewhere: Any = (None, lambda: torch.device("cpu"), None)
+    judge = replace(demo.config.judge, name="none", also="demo")
+    config = replace(demo.config, judge=judge)
+    none, built = build_judges(config, demo.ground, demo.prompts, *elsewhere)
+    assert none is None
     assert isinstance(built, ProgramJudge)
     foreign = Prompt(demo.prompts[0].ids, "What is love?", "dpo.jsonl:7")
     with pytest.raises(ValueError, match=r"judge.also=demo: knows the prompts .* dpo.jsonl:7"):
-        build_judge("demo", demo.config, demo.ground, [foreign], "judge.also", *elsewhere)
+        build_judges(config, demo.ground, [foreign], *elsewhere)

@@ -14,7 +14,7 @@ from minimind_dpo.disk import read_lines, write_lines
 from minimind_dpo.evaluation.answers import Answer, Prompt
 from minimind_dpo.evaluation.judges.ballots import read_votes
 from minimind_dpo.evaluation.judges.judge import JudgeError
-from minimind_dpo.evaluation.judges.votes import VotesJudge, kept_answers
+from minimind_dpo.evaluation.judges.votes import BallotBox, VotesJudge
 from minimind_dpo.options.problem import ConfigError
 
 from .planted import asked, written
@@ -25,9 +25,13 @@ GOOD = [written(f"good {n}") for n in range(COUNT)]
 POOR = [written(f"poor {n}", n % 2 == 0) for n in range(COUNT)]
 
 
+def box(folder: Path, policy: str = "digest", again: str = "") -> BallotBox:
+    return BallotBox(folder, lambda: policy, again)
+
+
 def ballots_of(name: str, folder: Path, seed: int = 0) -> list[dict[str, Any]]:
     """What a judge without votes writes, as those who vote see it."""
-    judge = VotesJudge(name, folder, None, seed)
+    judge = VotesJudge(name, box(folder), None, seed)
     assert np.isnan(judge.compare(PROMPTS, GOOD, POOR)).all()
     assert not judge.trust.can_judge
     assert judge.trust.unable == f"nobody has voted on the {COUNT} prompts yet"
@@ -59,7 +63,7 @@ def test_votes_come_back_to_the_answers_whatever_side_they_were_on(
     votes = {"votes": [winner(ballot) for ballot in ballots]}  # as the page saves them
     file = tmp_path / "votes.json"
     file.write_text(json.dumps(votes), encoding="utf-8")
-    judge = VotesJudge(name, tmp_path, str(file), 0)
+    judge = VotesJudge(name, box(tmp_path), str(file), 0)
     assert judge.compare(PROMPTS, GOOD, POOR).tolist() == [1.0] * COUNT
     assert judge.trust.can_judge
 
@@ -93,7 +97,7 @@ def test_scores_are_votes_and_prompts_without_one_are_left_open(tmp_path: Path) 
         for ballot in ballots[:50]
     ]
     rows[0] |= {"score_a": 1.5}
-    judge = VotesJudge("file", tmp_path, write(tmp_path / "votes.jsonl", rows), 0)
+    judge = VotesJudge("file", box(tmp_path), write(tmp_path / "votes.jsonl", rows), 0)
     got = judge.compare(PROMPTS, GOOD, POOR)
     assert np.isnan(got).sum() == COUNT - 50
     assert (got == 1).sum() == 49
@@ -102,16 +106,16 @@ def test_scores_are_votes_and_prompts_without_one_are_left_open(tmp_path: Path) 
 
 def test_votes_on_other_answers_are_refused(tmp_path: Path) -> None:
     votes = write(tmp_path / "votes.jsonl", [winner(b) for b in ballots_of("file", tmp_path)])
-    judge = VotesJudge("file", tmp_path, votes, 0)
+    judge = VotesJudge("file", box(tmp_path), votes, 0)
     others = [*GOOD[:-1], written("something new")]
     with pytest.raises(JudgeError, match=rf"1 of {COUNT} votes are of other answers \(id {COUNT} "):
         judge.compare(PROMPTS, others, POOR)
     with pytest.raises(JudgeError, match=rf"{COUNT} of {COUNT} votes"):
-        VotesJudge("file", tmp_path, votes, 0).compare(PROMPTS[::-1], GOOD, POOR)
+        VotesJudge("file", box(tmp_path), votes, 0).compare(PROMPTS[::-1], GOOD, POOR)
 
 
 def test_answers_alike_are_ties_that_nobody_is_asked_about(tmp_path: Path) -> None:
-    judge = VotesJudge("human", tmp_path, None, 0)
+    judge = VotesJudge("human", box(tmp_path), None, 0)
     got = judge.compare(PROMPTS[:2], GOOD[:2], [GOOD[0], POOR[1]])
     assert got[0] == 0.0
     assert np.isnan(got[1])
@@ -122,12 +126,15 @@ def test_answers_alike_are_ties_that_nobody_is_asked_about(tmp_path: Path) -> No
 def test_the_run_is_told_where_the_page_is_and_how_votes_are_read(tmp_path: Path) -> None:
     folder = tmp_path / "my run"
     folder.mkdir()
-    judge = VotesJudge("human", folder, None, 0)
+    judge = VotesJudge("human", box(folder), None, 0)
     judge.compare(PROMPTS[:2], GOOD[:2], POOR[:2])
     assert judge.trust.advice == (
         f"Open {folder}/vote.html in a browser, vote with the keys 1 2 3, and save the votes. "
         f"Then: python -m minimind_dpo.evaluate 'run={folder}' judge=human judge.votes=votes.json"
     )
+    judge = VotesJudge("human", box(folder, again="the same command with to=x"), None, 0)
+    judge.compare(PROMPTS[:2], GOOD[:2], POOR[:2])
+    assert judge.trust.advice.endswith("Then: the same command with to=x judge.votes=votes.json")
 
 
 def test_problems_of_a_vote_file_are_told_with_their_lines(tmp_path: Path) -> None:
@@ -179,7 +186,7 @@ def test_the_page_has_both_languages_and_their_words_are_the_same_ones(tmp_path:
 def test_a_conversation_is_shown_whole(tmp_path: Path) -> None:
     turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
     prompt = Prompt(np.array([1], np.int32), turns)  # type: ignore[arg-type]
-    VotesJudge("file", tmp_path, None, 0).compare([prompt], [written("a")], [written("b")])
+    VotesJudge("file", box(tmp_path), None, 0).compare([prompt], [written("a")], [written("b")])
     (line,) = (tmp_path / "to_judge.jsonl").read_text(encoding="utf-8").splitlines()
     assert json.loads(line)["prompt"] == "system: Be brief.\n\nuser: Hi"
 
@@ -187,32 +194,43 @@ def test_a_conversation_is_shown_whole(tmp_path: Path) -> None:
 def test_answers_of_one_text_and_other_tokens_are_alike(tmp_path: Path) -> None:
     one = Answer("a", np.array([1, 2], np.int32), True)
     other = Answer("a", np.array([3, 2], np.int32), True)
-    judge = VotesJudge("file", tmp_path, None, 0)
+    judge = VotesJudge("file", box(tmp_path), None, 0)
     assert judge.compare([asked("?")], [one], [other]).tolist() == [0.0]
 
 
 def test_the_answers_that_are_voted_on_are_kept_with_their_tokens(tmp_path: Path) -> None:
-    assert kept_answers(tmp_path, PROMPTS) is None
+    assert box(tmp_path).kept(PROMPTS) is None
     ballots_of("human", tmp_path)
-    kept = kept_answers(tmp_path, PROMPTS)
+    kept = box(tmp_path).kept(PROMPTS)
     assert kept is not None
     for got, expected in zip(kept, (GOOD, POOR), strict=True):
         assert [(a.text, a.ended) for a in got] == [(a.text, a.ended) for a in expected]
         assert all((a.ids == b.ids).all() for a, b in zip(got, expected, strict=True))
     others = [Prompt(np.array([9], np.int32), "") for _ in PROMPTS]
-    assert kept_answers(tmp_path, others) is None
+    assert box(tmp_path).kept(others) is None
+
+
+def test_answers_of_one_policy_are_not_those_of_another(tmp_path: Path) -> None:
+    ballots_of("human", tmp_path)
+    with pytest.raises(ConfigError, match=r"judge.votes: are on answers of another policy"):
+        box(tmp_path, "other").kept(PROMPTS)
+    # Before they had a line that says whose they are.
+    file = tmp_path / "voted_on.jsonl"
+    file.write_text(file.read_text(encoding="utf-8").partition("\n")[2], encoding="utf-8")
+    with pytest.raises(ConfigError, match="another policy"):
+        box(tmp_path).kept(PROMPTS)
 
 
 def test_line_separators_inside_texts_end_no_line(tmp_path: Path) -> None:
     prompts, text = [asked("one\u2028two\u2029three\x85four")], "five\u2028six"
-    judge = VotesJudge("file", tmp_path, None, 0)
+    judge = VotesJudge("file", box(tmp_path), None, 0)
     judge.compare(prompts, [written(text)], [written("seven")])
-    kept = kept_answers(tmp_path, prompts)
+    kept = box(tmp_path).kept(prompts)
     assert kept is not None
     assert kept[0][0].text == text
     (ballot,) = read_lines(tmp_path / "to_judge.jsonl")
     votes = tmp_path / "votes.jsonl"
     write_lines(votes, [{**ballot, "winner": "a"}])
     votes.write_text(votes.read_text(encoding="utf-8") + "\n", encoding="utf-8")  # two lines
-    again = VotesJudge("file", tmp_path, str(votes), 0)
+    again = VotesJudge("file", box(tmp_path), str(votes), 0)
     assert abs(again.compare(prompts, [written(text)], [written("seven")])).tolist() == [1.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +44,7 @@ def said(
     def run(lines: str | bytes, *arguments: str) -> tuple[str, str]:
         data = lines if isinstance(lines, bytes) else lines.encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data), encoding="ascii"))
-        chat.run([*arguments, "log_level=error"])
+        chat.run([*arguments, "log_level=warning"])
         captured = capsys.readouterr()
         return captured.out, captured.err
 
@@ -94,6 +95,19 @@ def test_without_a_reference_compare_says_what_to_give(
     assert out.count("\n") == 1
     assert "ask something first" in err
     assert "give reference.path=MODEL" in err
+
+
+def test_messages_go_to_standard_error_and_none_is_about_training(
+    said: Callable[..., tuple[str, str]], tmp_path: Path
+) -> None:
+    settings = tmp_path / "mine.yaml"
+    settings.write_text("loss: {type: ipo, reduction: padded_mean}\n")
+    _, err = said("", *ON_MODEL, "--config", str(settings))
+    assert err == ""
+    logging.getLogger("minimind_dpo").error("a message")
+    handler = logging.getLogger().handlers[0]
+    assert isinstance(handler, logging.StreamHandler)
+    assert handler.stream is sys.stderr
 
 
 def test_input_is_utf_8_whatever_the_locale_and_other_bytes_do_not_end_it(

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from composed import composed
 
 from minimind_dpo import evaluate
 from minimind_dpo.demo import MODEL, TOKENIZER
@@ -19,6 +21,7 @@ from minimind_dpo.evaluation.judges.judge import Trust
 from minimind_dpo.models.export import save_hf
 from minimind_dpo.models.load import load_model
 from minimind_dpo.options.problem import ConfigError
+from minimind_dpo.run.identity import policy_digest
 
 
 def content(path: Path) -> Any:
@@ -82,7 +85,6 @@ def test_two_models_are_compared_on_any_pairs(finished_run: Path, tmp_path: Path
         f"reference.path={MODEL}",
         f"data.val={finished_run.parent / 'val.jsonl'}",
         f"data.cache_dir={tmp_path / 'cache'}",
-        "data.num_workers=0",
         "evaluate.max_new_tokens=12",
         f"to={tmp_path / 'out'}",
     ]
@@ -104,6 +106,10 @@ def test_two_models_are_compared_on_any_pairs(finished_run: Path, tmp_path: Path
         (["run=RUN", "judge.name=pears"], "Did you mean pairs?"),
         (["run=RUN", "to=RUN"], "to=RUN: is the folder of a run"),
         (["run=RUN", "agains=RUN"], "agains=RUN: there is no such key. Did you mean against?"),
+        (["run=RUN", "against=RUN", "judge=human"], "judge.name=human: is voted on for one run"),
+        (["run=[RUN,RUN]", "judge.also=file"], "judge.also=file: is voted on for one run"),
+        (["run=RUN", "evaluate.every=5"], "evaluate.every=5: is not read by evaluate"),
+        (["run=RUN", "data.num_workers=0"], "data.num_workers=0: is not read by evaluate"),
         (["run=RUN", "data.val=null", "data.val_fraction=0"], "hold out no prompt to ask"),
     ],
 )
@@ -116,6 +122,55 @@ def test_what_is_wrong_is_told(
     with pytest.raises(ConfigError) as error:
         evaluate.run(here)
     assert words in str(error.value).replace(str(finished_run), "RUN")
+
+
+def test_the_share_that_is_asked_may_be_typed() -> None:
+    for typed, share in (([], 0.5), (["data.val_fraction=0.25"], 0.25)):
+        config = composed(["model.path=x", "reference.path=y", "data.val=z", *typed])
+        evaluate._complete(config)
+        assert (config.data.train, config.data.val, config.data.val_fraction) == (["z"], [], share)
+
+
+def test_votes_on_two_models_are_read_by_the_same_command_and_for_no_other_model(
+    finished_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    to = tmp_path / "out"
+    arguments = [
+        f"reference.path={MODEL}",
+        f"data.val={finished_run.parent / 'val.jsonl'}",
+        f"data.cache_dir={tmp_path / 'cache'}",
+        "evaluate.max_new_tokens=4",
+        "evaluate.prompts=4",
+        "judge=file",
+        f"to={to}",
+    ]
+    loaded = load_model(MODEL, TOKENIZER)
+    with torch.no_grad():
+        loaded.model.lm_head.weight.mul_(0.5)
+    save_hf(loaded.model, loaded.tokenizer, tmp_path / "model")
+    model = f"model.path={tmp_path / 'model'}"
+    evaluate.run([model, *arguments])
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert f"Then: the same command with to={to} judge.votes=VOTES.jsonl" in told
+    lines = (to / "to_judge.jsonl").read_text(encoding="utf-8").splitlines()
+    votes = to / "votes.jsonl"
+    votes.write_text("\n".join(line[:-1] + ', "winner": "a"}' for line in lines), encoding="utf-8")
+    arguments.append(f"judge.votes={votes}")
+    evaluate.run([model, *arguments])
+    assert content(to / "verdict.json")["judge"]["unjudged"] == 0
+    other = [f"model.path={MODEL}", f"model.tokenizer={TOKENIZER}"]
+    with pytest.raises(ConfigError, match=r"judge.votes: are on answers of another policy"):
+        evaluate.run([*other, *arguments])
+
+
+def test_a_run_taken_further_is_another_policy(tmp_path: Path) -> None:
+    config = composed(["model.path=x"])
+    (tmp_path / "config.yaml").write_text("trainer: {max_steps: 2}")
+    (tmp_path / "summary.json").write_text('{"weights": {"export": 2}}')
+    digest = policy_digest(config, tmp_path)
+    assert digest == policy_digest(config, tmp_path, step=2) != policy_digest(config, tmp_path, 3)
+    (tmp_path / "config.yaml").write_text("trainer: {max_steps: 3}")
+    assert digest != policy_digest(config, tmp_path)
 
 
 def test_a_difference_is_told_by_its_interval_alone() -> None:

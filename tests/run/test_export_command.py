@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimind_dpo import export
 from minimind_dpo.demo import MODEL, TOKENIZER
@@ -53,6 +53,19 @@ def test_a_run_s_own_export_is_left_as_it_is_and_gains_the_gguf(
     after = {path.name: path.stat().st_mtime_ns for path in (run / "export").iterdir()}
     assert after.keys() - before.keys() == {"demo-f16.gguf", "Modelfile"}
     assert {name: after[name] for name in before} == before
+
+
+def test_a_template_that_is_typed_is_written_into_the_run_s_own_export(
+    finished_run: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    mine = tmp_path / "mine.jinja"
+    own = AutoTokenizer.from_pretrained(run / "export").chat_template
+    mine.write_text(f"{own}{{# mine #}}", encoding="utf-8")
+    export.run([f"run={run}", "format=hf", f"data.chat_template={mine}"])
+    written = AutoTokenizer.from_pretrained(run / "export").chat_template
+    assert (written == own, written.endswith("{# mine #}")) == (False, True)
 
 
 def test_another_model_is_exported_in_another_type(tmp_path: Path) -> None:

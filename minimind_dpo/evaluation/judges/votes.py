@@ -21,9 +21,11 @@ import numpy as np
 
 from minimind_dpo.disk import read_lines, write_lines, write_text
 from minimind_dpo.evaluation.answers import Answer, Prompt
+from minimind_dpo.evaluation.judges.ballots import KEY as VOTES
 from minimind_dpo.evaluation.judges.ballots import Ballot, count_votes, make_ballots, read_votes
 from minimind_dpo.evaluation.judges.judge import Trust
-from minimind_dpo.evaluation.text import Text
+from minimind_dpo.evaluation.text import Text, chinese
+from minimind_dpo.options.problem import ConfigError, Problem
 
 KEPT: Final = "voted_on.jsonl"
 """File of the answers that are voted on; it says which model wrote which."""
@@ -92,22 +94,76 @@ WAYS: Final = {
 """By judge."""
 
 
+@dataclass(frozen=True, slots=True)
+class BallotBox:
+    """Where answers lie that are voted on.
+
+    Attributes:
+        folder: Their folder.
+        policy: Digest of the policy that is compared; asked when it has answered.
+        again: The command that reads votes, but for their file; empty for that of the run in the
+            folder.
+    """
+
+    folder: Path
+    policy: Callable[[], str]
+    again: str = ""
+
+    def keep(
+        self, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
+    ) -> None:
+        """Write the answers that are voted on, after whose they are."""
+
+        def plain(answer: Answer) -> dict[str, Any]:
+            return {"text": answer.text, "ids": answer.ids.tolist(), "ended": answer.ended}
+
+        triples = zip(prompts, first, second, strict=True)
+        rows = [
+            {"prompt": p.ids.tolist(), "policy": plain(a), "reference": plain(b)}
+            for p, a, b in triples
+        ]
+        write_lines(self.folder / KEPT, [{"of": self.policy()}, *rows])
+
+    def kept(self, prompts: Sequence[Prompt]) -> Drawn | None:
+        """The answers that were voted on; None where none are kept, or those to other prompts.
+
+        Raises:
+            ConfigError: They are of another policy.
+        """
+        path = self.folder / KEPT
+        if not path.is_file():
+            return None
+        of, *rows = read_lines(path) or [{}]
+        if of.get("of") != self.policy():
+            why = f"are on answers of another policy: {path} is not of the one that is named"
+            fix = "Name the policy that was voted on, or ask anew, without judge.votes."
+            raise ConfigError([Problem(VOTES, why, fix)])
+        if [row["prompt"] for row in rows] != [prompt.ids.tolist() for prompt in prompts]:
+            return None
+
+        def answers(side: str) -> list[Answer]:
+            each = (row[side] for row in rows)
+            return [Answer(a["text"], np.array(a["ids"], np.int32), a["ended"]) for a in each]
+
+        return answers("policy"), answers("reference")
+
+
 class VotesJudge:
     """Writes what is to be judged, or reads what was.
 
     Args:
         name: `file` or `human`.
-        folder: Where to write, and what a command reads votes for.
+        box: Where to write.
         votes: File of votes; None to write.
         seed: Of sides and order.
     """
 
     tokens_ahead = 0
 
-    def __init__(self, name: str, folder: Path, votes: str | None, seed: int) -> None:
+    def __init__(self, name: str, box: BallotBox, votes: str | None, seed: int) -> None:
         self.name = name
         self.trust = Trust(WAYS[name].words)
-        self._folder = folder
+        self._box = box
         self._votes = votes
         self._seed = seed
 
@@ -124,7 +180,7 @@ class VotesJudge:
         votes = [] if self._votes is None else read_votes(self._votes)
         preferences = count_votes(ballots, votes, len(prompts))
         if self._votes is None:
-            keep_answers(self._folder, prompts, first, second)
+            self._box.keep(prompts, first, second)
             self._ask(ballots)
         return preferences
 
@@ -135,48 +191,19 @@ class VotesJudge:
                 self.trust.words, unable=Text("all answers are alike", "所有回答都相同")
             )
             return
-        path = self._folder / way.file
+        folder = self._box.folder
+        path = folder / way.file
         way.write(path, ballots)
-        command = shlex.join(
-            [
-                *("python", "-m", "minimind_dpo.evaluate", f"run={self._folder}"),
-                *(f"judge={self.name}", f"judge.votes={way.votes}"),
-            ]
+        words = ["python", "-m", "minimind_dpo.evaluate", f"run={folder}", f"judge={self.name}"]
+        again = self._box.again or shlex.join(words)
+        advice = Text(
+            *(
+                todo.format(path, f"{command} judge.votes={way.votes}")
+                for todo, command in ((way.todo, again), (way.todo.zh, chinese(again)))
+            )
         )
-        advice = Text(*(text.format(path, command) for text in (way.todo, way.todo.zh)))
         count = len(ballots)
         unable = Text(
             f"nobody has voted on the {count} prompts yet", f"还没有人对这 {count} 个提示投票"
         )
         self.trust = Trust(self.trust.words, unable=unable, advice=advice)
-
-
-def keep_answers(
-    folder: Path, prompts: Sequence[Prompt], first: Sequence[Answer], second: Sequence[Answer]
-) -> None:
-    """Write the answers that are voted on."""
-
-    def plain(answer: Answer) -> dict[str, Any]:
-        return {"text": answer.text, "ids": answer.ids.tolist(), "ended": answer.ended}
-
-    triples = zip(prompts, first, second, strict=True)
-    rows = [
-        {"prompt": p.ids.tolist(), "policy": plain(a), "reference": plain(b)} for p, a, b in triples
-    ]
-    write_lines(folder / KEPT, rows)
-
-
-def kept_answers(folder: Path, prompts: Sequence[Prompt]) -> Drawn | None:
-    """The answers that were voted on; None where none are kept, or those to other prompts."""
-    path = folder / KEPT
-    if not path.is_file():
-        return None
-    rows = read_lines(path)
-    if [row["prompt"] for row in rows] != [prompt.ids.tolist() for prompt in prompts]:
-        return None
-
-    def answers(side: str) -> list[Answer]:
-        each = (row[side] for row in rows)
-        return [Answer(a["text"], np.array(a["ids"], np.int32), a["ended"]) for a in each]
-
-    return answers("policy"), answers("reference")
