@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from minimind_dpo.config.schema import Config
-from minimind_dpo.config.source import CONF_DIR
+from minimind_dpo.config.source import CONF_DIR, SHIPPED
 from minimind_dpo.options.limits import Choices, Range, keys_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -92,10 +92,13 @@ def page() -> str:
         if not files:
             continue
         main = next((file for file in files if file.stem == "default"), files[0])
-        names = ", ".join(f"`{group}={file.stem}`" for file in files if file.stem != "default")
-        parts += ["", f"## {group}", ""]
-        parts += [f"Choices: {names}.", ""] if names else []
-        parts += table(f"{group}.", main)
+        # What config.yaml chooses none of is of several jobs, and added.
+        start = group if group in SHIPPED.groups() else f"-m +{group}"
+        names = ", ".join(f"`{start}={file.stem}`" for file in files if file.stem != "default")
+        parts += ["", f"## {group}"]
+        parts += ["", f"Choices: {names}."] if names else []
+        header, rule, *rows = table(f"{group}.", main)
+        parts += ["", header, rule, *rows] if rows else []
     return "\n".join(parts) + "\n"
 
 

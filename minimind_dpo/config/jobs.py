@@ -15,6 +15,7 @@ from minimind_dpo.config.command_line import CommandLine, parsed, quoted
 from minimind_dpo.config.compose import compose, compose_hydra
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.source import SHIPPED, Source
+from minimind_dpo.evaluation.options import VOTED
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.report.options import DIRECTIONS
 
@@ -59,7 +60,7 @@ class Grid:
 
 def check_jobs(
     grid: Grid, source: Source = SHIPPED, check: Callable[[Config], None] | None = None
-) -> None:
+) -> Config:
     """Refuse a multirun whose first job cannot run, or with a value that cannot be composed.
 
     A later job that is composed and cannot run fails by itself, and is told with the others.
@@ -70,37 +71,55 @@ def check_jobs(
         check: Raises ConfigError for a configuration that cannot run; None where that cannot be
             known here.
 
+    Returns:
+        The configuration of the first job.
+
     Raises:
         ConfigError: With what is wrong.
     """
     first = [values[0] for values in grid.axes]
     problems = {str(each): each for each in folder_problems("run_dir", str(grid.folder))}
-    for place, values in enumerate(grid.axes):
-        for value in values[place > 0 :]:  # the first job once
-            try:
-                compose([*first[:place], value, *first[place + 1 :]], source)
-            except ConfigError as error:
-                problems |= {str(problem): problem for problem in error.problems}
+    others = [
+        [*first[:place], value, *first[place + 1 :]]
+        for place, values in enumerate(grid.axes)
+        for value in values[1:]
+    ]
+    configs = []
+    for overrides in (first, *others):
+        try:
+            configs.append(compose(overrides, source))
+        except ConfigError as error:
+            problems |= {str(problem): problem for problem in error.problems}
     if problems:
         raise ConfigError(list(problems.values()))
-    config = compose(first, source)
-    if grid.direction and (unjudged := search_problem(config)):
-        raise ConfigError([unjudged])
+    config = configs[0]
+    if grid.direction and (problem := search_problem(config)):
+        raise ConfigError([problem])
     if check is not None:
         check(config)
+    return config
 
 
 def search_problem(config: Config) -> Problem | None:
-    """A search for a win rate that no verdict gives."""
-    options = config.sweep
-    if options.objective == "loss" or (config.evaluate.prompts and config.judge.name != "none"):
+    """A search for a number that none of its jobs has."""
+    objective, judge = config.sweep.objective, config.judge.name
+    if objective == "loss":
         return None
-    why = "is a number of the verdict, which evaluate=none or judge=none leaves out"
     fix = "Leave the verdict on; sweep.objective=loss compares runs of one beta and one loss."
-    return Problem("sweep.objective", why, fix, options.objective)
+    if not config.evaluate.prompts or judge == "none":
+        why = "is a number of the verdict, which evaluate=none or judge=none leaves out"
+    elif judge in VOTED:
+        why = f"is not there when a job ends: judge={judge} waits for votes"
+        fix = "Search with another judge, and let people vote on the best run."
+    elif not config.holds_out:
+        why = "is a number of the verdict, but data.val and data.val_fraction hold out nothing"
+        fix = "Give data.val=FILE."
+    else:
+        return None
+    return Problem("sweep.objective", why, fix, objective)
 
 
-def for_search(line: CommandLine, grid: Grid) -> CommandLine:
+def for_search(line: CommandLine, grid: Grid, objective: str) -> CommandLine:
     """With the direction in which `sweep.objective` is better, where the multirun is a search.
 
     Raises:
@@ -108,7 +127,6 @@ def for_search(line: CommandLine, grid: Grid) -> CommandLine:
     """
     if not grid.direction:
         return line
-    objective = compose([values[0] for values in grid.axes], line.source).sweep.objective
     direction = f"hydra.sweeper.direction={DIRECTIONS[objective]}"
     given = [text for text in line.overrides if text.startswith("hydra.sweeper.direction=")]
     if given and given[-1] != direction:

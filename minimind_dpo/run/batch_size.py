@@ -182,8 +182,11 @@ def _obstacle(config: Config, aux_coef: float) -> str:
         return f"loss.type={sorting[0]} sorts over a micro-batch"
     if aux_coef:
         return "the balance loss of the experts is a micro-batch's (loss.aux_coef)"
-    if config.trainer.limit_train_batches not in (None, 1.0):
-        return "trainer.limit_train_batches counts micro-batches"
+    for key in ("limit_train_batches", "limit_val_batches"):
+        limit = getattr(config.trainer, key)
+        # The integer 1 is one micro-batch, and 1.0 all of them; no validation has no batch.
+        if limit is not None and limit != 0 and (isinstance(limit, int) or limit != 1.0):
+            return f"trainer.{key} counts micro-batches"
     return "schedule.name=notebook counts micro-batches" * (config.schedule.name == "notebook")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from composed import composed
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from minimind_dpo.config.compose import compose
@@ -166,6 +167,10 @@ def test_a_step_has_the_same_pairs_on_every_card(
         (["loss.type=aot"], 0.0, "loss.type=aot sorts over a micro-batch"),
         ([], 5e-4, "the balance loss of the experts"),
         (["trainer.limit_train_batches=4"], 0.0, "limit_train_batches counts micro-batches"),
+        (["trainer.limit_train_batches=1"], 0.0, "limit_train_batches counts micro-batches"),
+        (["trainer.limit_val_batches=1"], 0.0, "limit_val_batches counts micro-batches"),
+        (["trainer.limit_val_batches=0.5"], 0.0, "limit_val_batches counts micro-batches"),
+        (["schedule.name=notebook"], 0.0, "schedule.name=notebook counts micro-batches"),
     ],
 )
 def test_a_cut_that_would_train_otherwise_is_not_made(
@@ -182,6 +187,11 @@ def test_a_cut_that_would_train_otherwise_is_not_made(
     assert (told.batch_size, told.division.accumulate) == (8, 4)
     assert told.cut.startswith("data.batch_size=auto stays 8: ")
     assert reason in told.cut
+
+
+@pytest.mark.parametrize("limit", ["limit_train_batches=1.0", "limit_val_batches=0"])
+def test_a_limit_that_counts_no_micro_batch_leaves_the_cut_open(limit: str) -> None:
+    assert batch_size._obstacle(composed([f"trainer.{limit}"]), 0.0) == ""
 
 
 def test_without_a_gpu_auto_is_8_pairs(tmp_path: Path) -> None:
