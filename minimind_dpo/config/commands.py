@@ -6,6 +6,7 @@ other keys are the configuration's, composed as for training, over a run's own w
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
