@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-from minimind_dpo.config.commands import check, end, read_command, run_folder
+from minimind_dpo.config.commands import end, read_command
 from minimind_dpo.options.limits import COUNT, NOT_NEGATIVE, Range
 
 _READS: Final = ("reference.path", "reference.dtype")
@@ -41,9 +41,7 @@ def run(arguments: Sequence[str]) -> None:
     """
     command = read_command(arguments, "chat", ChatKeys, _READS, __doc__ or "")
     own = command.own
-    folder = None if own.run is None else run_folder(own.run)
-    config = command.config(folder)
-    check(config, only=command.keys(folder))
+    config, folder = command.opened(own.run)
     # Only now: torch and transformers take seconds to import, a typo should not.
     from minimind_dpo.evaluation.conversation import Sampling
     from minimind_dpo.run.process import prepare_process

@@ -53,28 +53,28 @@ def run(arguments: Sequence[str]) -> None:
     """
     command = read_command(arguments, "evaluate", EvaluateKeys, _READS, __doc__ or "")
     own = command.own
-    runs = [run_folder(each) for each in as_list(own.run)]
+    runs: list[Path | None] = [run_folder(each) for each in as_list(own.run)]
     if own.against is not None and not runs:
         why = "is compared with a run, and none is named"
         raise ConfigError([Problem("against", why, "Give run=RUN as well.", own.against)])
     runs += [run_folder(each, "against") for each in as_list(own.against)]
-    first = runs[0] if runs else None
-    config = command.config(first)
-    if first is None:
+    places = runs or [None]
+    configs = [command.config(each) for each in places]
+    config = configs[0]
+    if not runs:
         _complete(config)
-    others = [command.config(each) for each in runs[1:]]
     begun = ("model.path",) if config.reference.path is None else ()  # it is the reference
-    check(config, only=(*command.keys(first), *begun))
+    check(config, only=(*command.keys(places[0]), *begun))
     _check_question(config, runs)
     # Only now: torch and transformers take seconds to import, a typo should not.
     from minimind_dpo.run.evaluate_models import evaluate_models
     from minimind_dpo.run.process import prepare_process
 
     prepare_process(config)
-    evaluate_models(config, runs, own.to, others)
+    evaluate_models(configs, places, own.to)
 
 
-def _check_question(config: Config, runs: Sequence[Path]) -> None:
+def _check_question(config: Config, runs: Sequence[Path | None]) -> None:
     """Refuse what asks nothing, and votes on the answers of several runs, which have one page.
 
     Raises:

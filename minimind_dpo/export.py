@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
 
-from minimind_dpo.config.commands import check, end, read_command, run_folder
+from minimind_dpo.config.commands import end, read_command
 from minimind_dpo.options.limits import Choices, Form, as_list
 
 _READS: Final = ("name",)
@@ -44,11 +44,9 @@ def run(arguments: Sequence[str]) -> None:
     """
     command = read_command(arguments, "export", ExportKeys, _READS, __doc__ or "")
     own = command.own
-    folder = None if own.run is None else run_folder(own.run)
-    config = command.config(folder)
-    check(config, only=command.keys(folder))
+    config, folder = command.opened(own.run)
     # Only now: torch and transformers take seconds to import, a typo should not.
-    from minimind_dpo.run.export_model import export_model
+    from minimind_dpo.run.export import export_model
     from minimind_dpo.run.process import prepare_process
 
     prepare_process(config)

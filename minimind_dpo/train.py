@@ -15,9 +15,14 @@ from functools import partial
 from typing import Any
 
 from minimind_dpo import launch
-from minimind_dpo.config.command_line import CommandLine, completed, quoted, read_command_line
+from minimind_dpo.config.command_line import (
+    CommandLine,
+    completed,
+    completed_values,
+    quoted,
+    read_command_line,
+)
 from minimind_dpo.config.commands import check, end
-from minimind_dpo.config.complete import completed_values
 from minimind_dpo.config.compose import compose, primary_config
 from minimind_dpo.config.jobs import Grid, check_jobs, for_search, for_sweep
 from minimind_dpo.output import keep_output

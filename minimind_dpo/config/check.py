@@ -92,29 +92,10 @@ def validate(
     Raises:
         ConfigError: With every problem.
     """
-    from minimind_dpo.objective.check_options import problems as loss_problems
-
-    machine = machine or Machine.detect()
-    wrong = [
-        *(problem for problem in limit_problems(config) if not problem.key.startswith("loss.")),
-        *run_problems(config),
-        *model_problems(config.model),
-        *data_problems(config.data),
-        *loss_problems(config.loss),
-        *schedule_problems(config.schedule),
-        *trainer_problems(config.trainer),
-        *end_problems(config.trainer, config.schedule),
-        *logger_problems(config.logger),
-        *evaluate_problems(config.evaluate),
-        *judge_problems(config.judge, config.evaluate),
-        *reference_problems(config),
-    ]
+    wrong = list(_value_problems(config))
     keys = {problem.key for problem in wrong}
-    wrong += [
-        problem
-        for problem in machine_problems(config, machine, world_size)
-        if problem.key not in keys
-    ]
+    unfit = machine_problems(config, machine or Machine.detect(), world_size)
+    wrong += [problem for problem in unfit if problem.key not in keys]
     if read_checkpoints:
         from minimind_dpo.config.check_models import checkpoint_problems
 
@@ -123,6 +104,24 @@ def validate(
     if wrong:
         order = {key: place for place, key in enumerate(schema_keys())}
         raise ConfigError(sorted(wrong, key=lambda problem: order.get(problem.key, len(order))))
+
+
+def _value_problems(config: Config) -> Iterator[Problem]:
+    """Of single values, and of what relates them, on any machine."""
+    from minimind_dpo.objective.check_options import problems as loss_problems
+
+    yield from (each for each in limit_problems(config) if not each.key.startswith("loss."))
+    yield from run_problems(config)
+    yield from model_problems(config.model)
+    yield from data_problems(config.data)
+    yield from loss_problems(config.loss)
+    yield from schedule_problems(config.schedule)
+    yield from trainer_problems(config.trainer)
+    yield from end_problems(config.trainer, config.schedule)
+    yield from logger_problems(config.logger)
+    yield from evaluate_problems(config.evaluate)
+    yield from judge_problems(config.judge, config.evaluate)
+    yield from reference_problems(config)
 
 
 def run_problems(config: Config) -> Iterator[Problem]:

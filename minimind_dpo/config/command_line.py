@@ -7,6 +7,7 @@ folders. So everything is composed here before Hydra is let run.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,9 @@ from hydra.errors import OverrideParseException
 
 from minimind_dpo import __version__, launch
 from minimind_dpo.config.explain import compose_problem, key_of, near_key
+from minimind_dpo.config.schema import Config
 from minimind_dpo.config.source import SHIPPED, Source, run_folder_of
+from minimind_dpo.options.limits import Choices, keys_of
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
 
 _MODES: Final = ("run", "multirun", "cfg", "info", "shell_completion")
@@ -257,3 +260,23 @@ def quoted(text: str) -> str:
     """A value in Hydra's override grammar, whatever characters it has."""
     escaped = text.replace("'", "\\'")
     return f"'{escaped}'"
+
+
+def completed_values() -> list[str]:
+    """The line's last word, `key=start of a value`, with each choice of that key.
+
+    Returns:
+        Nothing where it is no such word, or its key has no choices.
+    """
+    word = os.environ.get("COMP_LINE", "").rpartition(" ")[2]
+    name, equals, start = word.partition("=")
+    return [f"{name}={choice}" for choice in _choices(name) if equals and choice.startswith(start)]
+
+
+def _choices(name: str) -> list[str]:
+    if name == "loss.type":
+        from minimind_dpo.objective.losses.registry import LOSSES  # imports torch
+
+        return list(LOSSES)
+    limits = [limit for key in keys_of(Config) if key.name == name for limit in key.limits]
+    return [word for limit in limits if isinstance(limit, Choices) for word in limit.words]

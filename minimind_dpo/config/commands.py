@@ -65,6 +65,13 @@ class Command(Generic[T]):
     typed: dict[str, Override]
     line: CommandLine
 
+    def opened(self, run: str | None) -> tuple[Config, Path | None]:
+        """The configuration, checked as far as it is read, and the folder of the run, if any."""
+        folder = None if run is None else run_folder(run)
+        config = self.config(folder)
+        check(config, only=self.keys(folder))
+        return config, folder
+
     def keys(self, run: Path | None) -> tuple[str, ...]:
         """Beginnings of the keys that it reads, beside a run's folder or without one."""
         if run is None:

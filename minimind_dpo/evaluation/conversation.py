@@ -86,6 +86,11 @@ class Conversation:
     turns: list[Message] = field(default_factory=list)
 
     @property
+    def head(self) -> list[Message]:
+        """The system's turn, if there is one."""
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    @property
     def asked(self) -> int:
         """Questions so far."""
         return sum(turn["role"] == "user" for turn in self.turns)
@@ -135,11 +140,8 @@ class Conversation:
         """Tokens of the conversation, without as many of the first exchanges as do not fit."""
         if not self.chat.has_template:
             return self._told_if_cut(self.chat.encode_prompt(question), most, tell)
-        head: list[Message] = []
-        if self.system is not None:
-            head.append({"role": "system", "content": self.system})
         for left_out in range(0, len(self.turns) + 1, 2):
-            turns = [*head, *self.turns[left_out:], {"role": "user", "content": question}]
+            turns = [*self.head, *self.turns[left_out:], {"role": "user", "content": question}]
             ids = self.chat.encode_prompt(turns)
             if len(ids) <= most:
                 break

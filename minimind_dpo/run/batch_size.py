@@ -151,14 +151,12 @@ def spread_step(
     obstacle = _obstacle(config, aux_coef)
     if obstacle:
         return config, replace(plan, cut=f"data.batch_size=auto stays {PAIRS}: {obstacle}")
-    told = os.environ.get(_DECIDED) if launch.launched_by_rank() else None
-    if told is None:
-        size, why = decided(
-            lambda: _decide(config, model, data, run, plan), config.guard.rank_timeout
-        )
-        os.environ[_DECIDED] = str(size)
-    else:
+    told, timeout = os.environ.get(_DECIDED), config.guard.rank_timeout
+    if told is not None and launch.launched_by_rank():
         size, why = int(told), ""
+    else:
+        size, why = decided(lambda: _decide(config, model, data, run, plan), timeout)
+        os.environ[_DECIDED] = str(size)
     accumulate = plan.batch_size * plan.division.accumulate // size
     data.batch_size = size
     config = replace(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -22,7 +25,9 @@ from minimind_dpo.models.load import LoadedModel, load_configured
 from minimind_dpo.models.lora import add_adapters
 from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.models.tokenizers import need_tokenizer
+from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.folder import flat
+from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.agreement import Agreement
 from minimind_dpo.training.callbacks.notebook_report import MicroBatchReport
@@ -115,6 +120,14 @@ def check_on_device(config: Config, policy: LoadedModel, trainer: L.Trainer) -> 
         log.info("Attention: transformers' own, since data.layout=padded")
 
 
+def load_reference(config: Config) -> LoadedModel:
+    """A model of its own as the reference: at its path, or the policy as it starts."""
+    path, dtype = config.reference.path, config.reference.dtype
+    loaded = load_configured(config.model, False, reference=path, dtype=dtype)
+    use_chosen_library(loaded.model)
+    return loaded
+
+
 def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer:
     """The frozen reference; without a path of its own it is the policy as it starts."""
     reference = config.reference
@@ -124,8 +137,7 @@ def build_reference(config: Config, *, progress: bool = True) -> ReferenceScorer
         return PrecomputedReference(batch_tokens=reference.batch_tokens, progress=progress)
     if reference.mode == "online" and reference.path is None and config.model.lora.r:
         return AdapterOffReference()
-    loaded = load_configured(config.model, False, reference=reference.path, dtype=reference.dtype)
-    use_chosen_library(loaded.model)
+    loaded = load_reference(config)
     if config.model.compile:  # as the policy: in half precision compiled layers round otherwise
         compile_layers(loaded.model, Path(config.data.cache_dir).expanduser() / "compiled")
     if reference.mode == "online":
@@ -161,8 +173,8 @@ def build_callbacks(
     run_dir: Path,
     extra: list[Callback],
     *,
-    belongs: dict[str, Any] | None = None,
-    stop: StopRequest | None = None,
+    belongs: dict[str, Any],
+    stop: StopRequest,
 ) -> list[Callback]:
     """What watches the run.
 
@@ -175,49 +187,98 @@ def build_callbacks(
         belongs: What checkpoints belong to.
         stop: What signal handlers set.
     """
-    watching = config.callbacks
-    progress = watching.progress if config.trainer.enable_progress_bar else "none"
+    watching, trainer = config.callbacks, config.trainer
     settings = {key: value for key, value in flat(config).items() if key not in _OWN_TO_RANK}
-    callbacks: list[Callback] = [
-        Agreement(settings),
-        RandomState(config.seed),
-        make_progress(progress),
-        Throughput(),
-        ValidationSchedule(
-            1.0 if config.trainer.val_check_interval is None else config.trainer.val_check_interval,
-            config.trainer.check_val_every_n_epoch,
-        ),
-    ]
-    if config.trainer.max_time is not None:
-        callbacks.append(TimeLimit(seconds(config.trainer.max_time)))
-    if watching.weights_changed:
-        callbacks.append(WeightsChanged())
-    if watching.samples.enabled:
-        callbacks.append(
-            SampledAnswers(
-                chat,
-                watching.samples.prompts,
-                folder=run_dir,
-                max_new_tokens=watching.samples.max_new_tokens,
-                temperature=watching.samples.temperature,
-                every=watching.samples.every,
-                seed=config.seed,
-                stop=stop,
-            )
-        )
-    counted = watching.micro_batches
-    if counted.log_every or counted.export_every:
-        callbacks.append(
-            MicroBatchReport(policy.dialect, run_dir, counted.log_every, counted.export_every)
-        )
+    interval, accept = trainer.val_check_interval, config.resume_with_changes
     checkpoints = make_checkpoints(
         watching.checkpoint,
         run_dir / "checkpoints",
         belongs=belongs,
         stop=stop,
-        accept_changes=config.resume_with_changes,
+        accept_changes=accept,
     )
-    return [*callbacks, *extra, *checkpoints]
+    return [
+        Agreement(settings),
+        RandomState(config.seed),
+        make_progress(watching.progress if trainer.enable_progress_bar else "none"),
+        Throughput(),
+        ValidationSchedule(1.0 if interval is None else interval, trainer.check_val_every_n_epoch),
+        *_where_asked(config, policy, chat, run_dir, stop),
+        *extra,
+        *checkpoints,
+    ]
+
+
+def _where_asked(
+    config: Config, policy: LoadedModel, chat: Chat, run_dir: Path, stop: StopRequest
+) -> Iterator[Callback]:
+    """Callbacks that a run may do without."""
+    watching = config.callbacks
+    samples, counted = watching.samples, watching.micro_batches
+    if config.trainer.max_time is not None:
+        yield TimeLimit(seconds(config.trainer.max_time))
+    if watching.weights_changed:
+        yield WeightsChanged()
+    if samples.enabled:
+        yield SampledAnswers(
+            chat,
+            samples.prompts,
+            folder=run_dir,
+            max_new_tokens=samples.max_new_tokens,
+            temperature=samples.temperature,
+            every=samples.every,
+            seed=config.seed,
+            stop=stop,
+        )
+    if counted.log_every or counted.export_every:
+        yield MicroBatchReport(policy.dialect, run_dir, counted.log_every, counted.export_every)
+
+
+def build_extra(key: str, entries: list[dict[str, Any]], kind: Any) -> list[Any]:
+    """Make what a key lists.
+
+    Args:
+        key: `callbacks.extra`.
+        entries: Its mappings, each with `_target_` and arguments.
+        kind: Class that they have to be of.
+
+    Raises:
+        ConfigError: Naming every entry that is not importable, is given arguments that it does
+            not take, or is something else.
+    """
+    made, wrong = [], []
+    for place, entry in enumerate(entries):
+        target = entry["_target_"]
+        try:
+            each = instantiate(entry, _convert_="all")
+        except (InstantiationException, ImportError, ValueError) as error:
+            cause = error.__cause__ or error
+            why = f"cannot be made ({type(cause).__name__}: {' '.join(str(cause).split())})"
+            wrong.append(Problem(f"{key}[{place}]", why, value=target))
+            continue
+        if isinstance(each, kind):
+            made.append(each)
+        else:
+            why = f"makes a {type(each).__name__}, which is no {kind.__name__}"
+            wrong.append(Problem(f"{key}[{place}]", why, value=target))
+    if wrong:
+        raise ConfigError(wrong)
+    return made
+
+
+class LockWatch(Callback):
+    """Keeps a second run out of the folder where somebody has deleted the lock's file.
+
+    Args:
+        lock: Of the first rank; on the others it is held by nobody, and nothing is done.
+    """
+
+    def __init__(self, lock: FolderLock) -> None:
+        self.lock = lock
+
+    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
+        """A look at one file; ConfigError where a second run writes into the folder."""
+        self.lock.keep()
 
 
 def build_trainer(

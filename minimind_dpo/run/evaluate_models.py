@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 from minimind_dpo.config.schema import Config
@@ -26,7 +25,7 @@ from minimind_dpo.run.evaluation import build_evaluation, lending
 from minimind_dpo.run.folder import write_json
 from minimind_dpo.run.identity import policy_digest
 from minimind_dpo.run.policy import device_of, load_policy
-from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict
+from minimind_dpo.run.verdict import VERDICT, keep_verdict, make_verdict
 from minimind_dpo.training.shown_progress import progress
 
 log = logging.getLogger(__name__)
@@ -34,15 +33,14 @@ console = Console()
 
 
 def evaluate_models(
-    config: Config, runs: Sequence[Path], to: str | None, others: Sequence[Config]
+    configs: Sequence[Config], runs: Sequence[Path | None], to: str | None
 ) -> list[Verdict]:
     """Judge each policy against the reference of the first, on its held-out prompts.
 
     Args:
-        config: Of the first run, or of `model.path` and `reference.path`.
-        runs: Folders of runs; none for `model.path`.
+        configs: Of each run; or one, of `model.path` and `reference.path`.
+        runs: Their folders; None for `model.path`.
         to: Folder for what is written.
-        others: Configurations of the further runs.
 
     Returns:
         The verdicts, in that order.
@@ -50,29 +48,25 @@ def evaluate_models(
     Raises:
         ConfigError, CheckpointError, DataError: What is wrong, before anything is judged.
     """
+    config, run = configs[0], runs[0]
     folder = _folder(config, to)
-    run = runs[0] if runs else None
-    first, chat = load_policy(config, run)
-    torch.nn.Module.to(first.model, device_of(config))
+    policy, chat = load_policy(config, run, device_of(config))
     folder.mkdir(parents=True, exist_ok=True)
-    digest = partial(policy_digest, config, run)
     # What people are to vote on lies with the run, or in a folder that the next command names.
     to_it = "" if run else f" {shlex.quote(f'to={folder}')}"
     again = Text(f"the same command with{to_it}", f"同样的命令加上{to_it}")
-    evaluation = _evaluation(config, first, chat, BallotBox(run or folder, digest, again))
-    for path, other in zip(runs[1:], others, strict=True):
+    box = BallotBox(run or folder, partial(policy_digest, config, run), again)
+    evaluation = _evaluation(config, policy, chat, box)
+    for other, path in zip(configs[1:], runs[1:], strict=True):
         _check_ground(config, other, path)
-    names = _names(runs) if runs else [Path(config.model.path).name]
-    policies = [first]
-    verdicts: list[Verdict] = []
-    for place, name in enumerate(names):
-        if place:
-            policies = [_further(config, others[place - 1], runs[place], chat)]
+    names, verdicts = _names(config, runs), list[Verdict]()
+    for name, each, path in zip(names, configs, runs, strict=True):
+        if verdicts:
+            policy = _further(config, each, path, chat)
             console.rule(name)
-        verdict = make_verdict(evaluation, lending(policies[0].model), config.judge.name)
-        verdicts.append(verdict)
-        facts = {"policy": str(runs[place] if runs else config.model.path)}
-        keep_verdict(verdict, folder if len(names) == 1 else folder / name, facts)
+        verdicts.append(make_verdict(evaluation, lending(policy.model), config.judge.name))
+        facts = {"policy": str(path or config.model.path)}
+        keep_verdict(verdicts[-1], folder if len(names) == 1 else folder / name, facts)
     if len(names) > 1:
         _compare(names, verdicts, folder)
     for advice in dict.fromkeys(each for verdict in verdicts for each in verdict.advice):
@@ -94,21 +88,20 @@ def _evaluation(config: Config, policy: LoadedModel, chat: Chat, box: BallotBox)
     return evaluation
 
 
-def _further(config: Config, other: Config, run: Path, chat: Chat) -> LoadedModel:
+def _further(config: Config, other: Config, run: Path | None, chat: Chat) -> LoadedModel:
     """The policy of a further run, which has to read the first one's tokens as its own.
 
     Raises:
         ConfigError: Its tokenizer is another one.
     """
-    policy, own_chat = load_policy(other, run)
+    policy, own_chat = load_policy(other, run, device_of(config))
     if own_chat.tokenizer.get_vocab() != chat.tokenizer.get_vocab():
         why = "has another tokenizer than the first run, so their answers share no tokens"
         raise ConfigError([Problem("against", why, "Judge each by itself: run=RUN.", str(run))])
-    torch.nn.Module.to(policy.model, device_of(config))
     return policy
 
 
-def _check_ground(config: Config, other: Config, run: Path) -> None:
+def _check_ground(config: Config, other: Config, run: Path | None) -> None:
     """Say where the comparison is not one of like with like."""
 
     def ground(each: Config) -> tuple[object, ...]:
@@ -153,11 +146,11 @@ def _folder(config: Config, to: str | None) -> Path:
     return folder
 
 
-def _names(runs: Sequence[Path]) -> list[str]:
+def _names(config: Config, runs: Sequence[Path | None]) -> list[str]:
     """Folder names, those of a sweep's jobs with the sweep's; numbered where they are the same."""
     names = [
         f"{run.parent.name}_{run.name}" if run.name.isdigit() else run.name
-        for run in (each.resolve() for each in runs)
+        for run in (Path(each or config.model.path).resolve() for each in runs)
     ]
     return [
         name if names.count(name) == 1 else f"{place + 1}_{name}"

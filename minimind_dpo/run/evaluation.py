@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,10 @@ from minimind_dpo.evaluation.judges.pairs import Ground
 from minimind_dpo.evaluation.judges.votes import BallotBox
 from minimind_dpo.evaluation.sampling import end_ids, room
 from minimind_dpo.evaluation.scoring import BATCH_TOKENS
-from minimind_dpo.kernels.cpu_matmul import use_chosen_library
-from minimind_dpo.models.load import LoadedModel, load_configured
+from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.models.lora import adapters_off, has_adapters
 from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.run.build import load_reference
 from minimind_dpo.run.judges import build_judges
 
 
@@ -50,19 +50,14 @@ def reference_of(config: Config, policy: PreTrainedModel) -> Lend:
                 yield policy
 
         return without_adapters
-    loaded: list[PreTrainedModel] = []
 
-    def load() -> contextlib.nullcontext[PreTrainedModel]:
-        if not loaded:
-            model = load_configured(
-                config.model, False, reference=reference.path, dtype=reference.dtype
-            ).model
-            use_chosen_library(model)
-            torch.nn.Module.to(model, policy.device)
-            loaded.append(model)
-        return nullcontext(loaded[0])
+    @functools.cache
+    def load() -> PreTrainedModel:
+        model = load_reference(config).model
+        torch.nn.Module.to(model, policy.device)
+        return model
 
-    return load
+    return lambda: nullcontext(load())
 
 
 def build_evaluation(
@@ -93,22 +88,16 @@ def build_evaluation(
         return None
     task = _task(config, policy, data, held_out)
     reference = reference_of(config, policy.model)
-    random = np.random.default_rng(config.evaluate.seed)
-    most = config.judge.fit_pairs
+    options, most = config.evaluate, config.judge.fit_pairs
+    random = np.random.default_rng(options.seed)
     fit = [train_store[row] for row in _some(data.train_rows, most, random)]
     test, shown = (_some_of(held_out, number, random) for number in (most, MOST_PAIRS))
-    longest = config.evaluate.max_new_tokens
+    longest, texts = options.max_new_tokens, functools.partial(_as_texts, data, shown)
     ground = Ground(reference, fit, test, data.collate, task.batch_tokens, longest, bar)
-    judges = build_judges(
-        config,
-        ground,
-        task.prompts,
-        box,
-        lambda: policy.model.device,
-        partial(_as_texts, data, shown),
-    )
+    device = functools.partial(getattr, policy.model, "device")
+    judges = build_judges(config, ground, task.prompts, box, device, texts)
     drawn = None if config.judge.votes is None else box.kept(task.prompts)
-    return Evaluation(task, reference, *judges, config.evaluate, bar, drawn)
+    return Evaluation(task, reference, *judges, options, bar, drawn)
 
 
 def _task(

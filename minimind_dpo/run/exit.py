@@ -56,13 +56,7 @@ def supervised(
     Returns:
         The exit code.
     """
-    _tell_of_threads()
-    stop, ranks = StopRequest(), RankGuard(rank_timeout)
-    ranks.watch_parent()
-    stop.speaks = launch.rank() == 0
-    stop.at_once = ranks.kill
-    stop.install()
-    stop.listen()
+    stop, ranks = _watch(rank_timeout)
     code = FAILED
     try:
         run(stop, ranks)
@@ -72,21 +66,32 @@ def supervised(
         _tell(stopped, stop, ranks)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except _WRONG_INPUT as error:
-        # After a step, weights that cannot be exported are the run's own, and no wrong input.
-        code = FAILED if stop.step and isinstance(error, CheckpointError) else WRONG_INPUT
-        ranks.report(error, f"Error: {error}")
     except Exception as error:
-        known = str(error) if isinstance(error, _SENTENCES) else explain(error)
+        wrong = isinstance(error, _WRONG_INPUT)
+        if wrong and not (stop.step and isinstance(error, CheckpointError)):
+            # After a step, weights that cannot be exported are the run's own, and no wrong input.
+            code = WRONG_INPUT
+        known = str(error) if wrong or isinstance(error, _SENTENCES) else explain(error)
         sentence = known or os_errors.explain(error)
-        ranks.report(
-            error, _unknown(error, stop, ranks) if sentence is None else f"Error: {sentence}"
-        )
+        told = _unknown(error, stop, ranks) if sentence is None else f"Error: {sentence}"
+        ranks.report(error, told)
     finally:
         stop.waits_for = "the end of the run"  # which no handler may interrupt
         ranks.finish(failed=code != DONE)
         stop.restore()
     return code
+
+
+def _watch(rank_timeout: float) -> tuple[StopRequest, RankGuard]:
+    """What signals leave, and the watch over other ranks, both begun."""
+    _tell_of_threads()
+    stop, ranks = StopRequest(), RankGuard(rank_timeout)
+    ranks.watch_parent()
+    stop.speaks = launch.rank() == 0
+    stop.at_once = ranks.kill
+    stop.install()
+    stop.listen()
+    return stop, ranks
 
 
 def _tell_of_threads() -> None:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
@@ -16,15 +15,13 @@ from rich.console import Console
 from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.settle import settle
-from minimind_dpo.data.datamodule import PreferenceDataModule
-from minimind_dpo.data.tokenize.chat import Chat
 from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.load import LoadedModel
-from minimind_dpo.objective.check_options import padded_mean_warning
 from minimind_dpo.run.batch_size import spread_step
 from minimind_dpo.run.build import (
+    LockWatch,
     build_callbacks,
+    build_extra,
     build_module,
     build_policy,
     build_reference,
@@ -34,19 +31,18 @@ from minimind_dpo.run.build import (
 )
 from minimind_dpo.run.check_models import check_models
 from minimind_dpo.run.exit import supervised
-from minimind_dpo.run.export_weights import export_weights, write_model_card
-from minimind_dpo.run.extra import build_extra
+from minimind_dpo.run.export import export_weights, write_model_card
 from minimind_dpo.run.folder import Run, flat
 from minimind_dpo.run.lock import FolderLock
-from minimind_dpo.run.lock_watch import LockWatch
 from minimind_dpo.run.loggers import build_loggers
 from minimind_dpo.run.opening import open_run
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
-from minimind_dpo.run.plan import RunPlan, print_plan
+from minimind_dpo.run.plan import print_plan
 from minimind_dpo.run.process import prepare_process
 from minimind_dpo.run.summary import (
     SUMMARY,
-    Clock,
+    Parts,
+    now,
     only_finite,
     summarise,
     take_best_weights,
@@ -56,7 +52,6 @@ from minimind_dpo.run.verdict import COMPARED, RunVerdict
 from minimind_dpo.training.agreement import decided
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.distributed import RankGuard, choose_device
-from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
@@ -96,7 +91,7 @@ def fit(
     Raises:
         Stopped: A signal came; the state is saved.
     """
-    clock = Clock()
+    start = now()
     with contextlib.ExitStack() as ending:
         if stop is None:
             stop = StopRequest()
@@ -106,33 +101,19 @@ def fit(
             # All of a run is tried, its folder too; nothing of it stays.
             folder = ending.enter_context(tempfile.TemporaryDirectory(prefix="minimind_dpo-"))
             config = replace(config, run_dir=folder, resume=None)
-        return _fit(config, stop, ranks or RankGuard(), ending.enter_context(FolderLock()), clock)
-
-
-@dataclass(frozen=True, slots=True)
-class _Parts:
-    """What a run is made of."""
-
-    config: Config
-    run: Run
-    plan: RunPlan
-    trainer: L.Trainer
-    module: DPOModule
-    data: PreferenceDataModule
-    policy: LoadedModel
-    chat: Chat
-    verdict: RunVerdict
-    judge: DemoJudge | None
+        return _fit(config, stop, ranks or RankGuard(), ending.enter_context(FolderLock()), start)
 
 
 def _fit(
-    config: Config, stop: StopRequest, ranks: RankGuard, lock: FolderLock, clock: Clock
+    config: Config,
+    stop: StopRequest,
+    ranks: RankGuard,
+    lock: FolderLock,
+    start: tuple[float, float],
 ) -> dict[str, Any]:
     first = launch.rank() == 0
     config = settle(config)
     prepare_process(config)
-    if config.loss.reduction == "padded_mean":
-        log.warning(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
     if config.trainer.accelerator in ("auto", "gpu", "cuda") and launch.world_size():
         choose_device(parse_devices(config.trainer.devices))
     extra = build_extra("callbacks.extra", config.callbacks.extra, Callback)
@@ -158,8 +139,7 @@ def _fit(
     verdict = RunVerdict(config, policy, data, run.folder, stop)
     judged = config.callbacks.judge == "demo"
     judge = DemoJudge(policy.model, chat, config.seed) if judged else None
-    callbacks += [verdict] if judge is None else [verdict, judge]
-    callbacks.append(LockWatch(lock))
+    callbacks += [verdict, *([] if judge is None else [judge]), LockWatch(lock)]
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
@@ -167,23 +147,29 @@ def _fit(
     if first:
         print_plan(plan, config, trainer, policy.model, console)
     log.info(f"Run folder: {run.folder}")
-    parts = _Parts(config, run, plan, trainer, module, data, policy, chat, verdict, judge)
+    parts = Parts(start, config, run, plan, trainer, module, data, policy, chat, verdict, judge)
+    return _run(parts)
+
+
+def _run(parts: Parts) -> dict[str, Any]:
+    """Train, and leave what is to be left; the content of `summary.json` on the first rank."""
+    config, trainer, module = parts.config, parts.trainer, parts.module
     before = _start(parts)
     diverged = _train(parts)
     last = dict(module.last_val_metrics)
     best = config.export.which == "best" and diverged is None
     if best and take_best_weights(trainer, module):
-        _validate_exported(trainer, module, data)
-    summary = {}
+        _validate(parts, curve=False)  # it has these weights already
+    summary: dict[str, Any] = {}
     if trainer.is_global_zero:
-        summary = summarise(config, plan, trainer, module, data, policy, before, last, clock)
+        summary = summarise(parts, before, last)
         diverged = _leave(parts, summary, diverged)
     if diverged is not None:
         raise diverged
     return summary
 
 
-def _train(parts: _Parts) -> NotFiniteError | None:
+def _train(parts: Parts) -> NotFiniteError | None:
     """Train and validate what that gives; why there is nothing to export, if it diverged."""
     trainer, module, data = parts.trainer, parts.module, parts.data
     checkpoint = parts.run.checkpoint
@@ -199,12 +185,13 @@ def _train(parts: _Parts) -> NotFiniteError | None:
             f"{checkpoint} cannot be restored here: {type(error).__name__}: {why}. It is of "
             "another model, or of another version of this program: start anew, without resume"
         ) from error
-    _validate_after(trainer, module, data)
+    if 0 <= module.last_val_step < trainer.global_step:  # by trainer.max_steps
+        _validate(parts)
     return module.divergence()
 
 
 def _leave(
-    parts: _Parts, summary: dict[str, Any], diverged: NotFiniteError | None
+    parts: Parts, summary: dict[str, Any], diverged: NotFiniteError | None
 ) -> NotFiniteError | None:
     """Write what a run leaves, its summary last, and say how it ended.
 
@@ -231,7 +218,7 @@ def _leave(
     return None
 
 
-def _tell_end(parts: _Parts) -> None:
+def _tell_end(parts: Parts) -> None:
     """Where the results are; before, whether the run ended before its last step."""
     config, folder = parts.config, parts.run.folder
     if config.trainer.fast_dev_run:
@@ -254,47 +241,35 @@ def _tell_end(parts: _Parts) -> None:
         log.info(advice)
 
 
-def _start(parts: _Parts) -> dict[str, float]:
+def _start(parts: Parts) -> dict[str, float]:
     """Validation at step 0, or what it was in the run that is resumed."""
     trainer, module, header = parts.trainer, parts.module, parts.run.header
     newest = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ResumeCheckpoint))
     if header is None:
         _log_hyperparameters(parts)
-        newest.start_metrics = _validate_before(trainer, module, parts.data)
+        parts.data.trainer = trainer
+        parts.data.setup("validate")
+        _validate(parts)
+        newest.start_metrics = dict(module.last_val_metrics)
     else:
         newest.start_metrics = dict(header.start_metrics)
     return newest.start_metrics
 
 
-def _validate_after(trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule) -> None:
-    """Validation at the end, where the last one was before it (trainer.max_steps)."""
-    seen = module.last_val_step
-    if 0 <= seen < trainer.global_step and len(data.val_rows) and trainer.limit_val_batches:
-        trainer.validate(module, datamodule=data, verbose=False)
-
-
-def _validate_exported(trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule) -> None:
-    """The numbers of weights that were taken back; no point of a curve, which has it already."""
-    loggers, trainer.loggers = trainer.loggers, []
+def _validate(parts: Parts, curve: bool = True) -> None:
+    """Validate the weights as they are, where it is not off; a point of the curves if `curve`."""
+    trainer, data = parts.trainer, parts.data
+    if not len(data.val_rows) or trainer.limit_val_batches == 0:
+        return
+    loggers = trainer.loggers
+    trainer.loggers = loggers if curve else []
     try:
-        trainer.validate(module, datamodule=data, verbose=False)
+        trainer.validate(parts.module, datamodule=data, verbose=False)
     finally:
         trainer.loggers = loggers
 
 
-def _validate_before(
-    trainer: L.Trainer, module: DPOModule, data: PreferenceDataModule
-) -> dict[str, float]:
-    """Validation at step 0; nothing where there is no validation data."""
-    data.trainer = trainer
-    data.setup("validate")
-    if len(data.val_rows) == 0 or trainer.limit_val_batches == 0:
-        return {}
-    trainer.validate(module, datamodule=data, verbose=False)
-    return dict(module.last_val_metrics)
-
-
-def _log_hyperparameters(parts: _Parts) -> None:
+def _log_hyperparameters(parts: Parts) -> None:
     """Configuration in the HParams tab, beside the curves that runs are compared by."""
     curves = ["val/loss", "val/rewards/accuracies"] if parts.plan.val_pairs else []
     curves += COMPARED if parts.plan.val_pairs and parts.config.evaluate.prompts else ()

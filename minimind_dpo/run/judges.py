@@ -10,7 +10,7 @@ import torch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.demo import judge as demo
 from minimind_dpo.demo.questions import question_of
-from minimind_dpo.evaluation.answers import Prompt
+from minimind_dpo.evaluation.answers import Bar, Prompt
 from minimind_dpo.evaluation.judges.accuracy import JudgeWithAccuracy, Pairs
 from minimind_dpo.evaluation.judges.chat_client import ChatClient
 from minimind_dpo.evaluation.judges.endpoint import EndpointJudge
@@ -21,6 +21,7 @@ from minimind_dpo.evaluation.judges.python import PythonJudge
 from minimind_dpo.evaluation.judges.reward_model import RewardModelJudge
 from minimind_dpo.evaluation.judges.rules import RulesJudge
 from minimind_dpo.evaluation.judges.votes import BallotBox, VotesJudge
+from minimind_dpo.evaluation.options import VOTED
 from minimind_dpo.evaluation.text import Text
 from minimind_dpo.options.problem import ConfigError, Problem
 
@@ -46,32 +47,31 @@ def build_judges(
     Raises:
         ConfigError: One does not know one of the prompts, or cannot read what it is told to.
     """
-    options = config.judge
+    options, bar = config.judge, ground.bar
+    makers: dict[str, Callable[[str, str], Judge]] = {
+        "pairs": lambda name, key: PairsJudge(ground),
+        "demo": lambda name, key: _demo_judge(prompts, key),
+        "rules": lambda name, key: JudgeWithAccuracy(RulesJudge(str(options.rules)), held_out),
+        "python": lambda name, key: PythonJudge(str(options.python)),
+        "reward_model": lambda name, key: JudgeWithAccuracy(
+            RewardModelJudge(options.reward_model, device, bar), held_out
+        ),
+        "endpoint": lambda name, key: _endpoint_judge(config, bar),
+    }
+    voting = dict.fromkeys(
+        VOTED, lambda name, key: VotesJudge(name, box, options.votes, config.evaluate.seed)
+    )
+    makers |= voting
+    asked = ((options.name, "judge.name"), (options.also, "judge.also"))
+    first, also = (makers[name](name, key) if name in makers else None for name, key in asked)
+    return first, also
 
-    def build(name: str | None, key: str) -> Judge | None:
-        match name:
-            case "pairs":
-                return PairsJudge(ground)
-            case "demo":
-                return _demo_judge(prompts, key)
-            case "rules":
-                return JudgeWithAccuracy(RulesJudge(str(options.rules)), held_out)
-            case "python":
-                return PythonJudge(str(options.python))
-            case "reward_model":
-                judge = RewardModelJudge(options.reward_model, device, ground.bar)
-                return JudgeWithAccuracy(judge, held_out)
-            case "endpoint":
-                cache = Path(options.endpoint.cache).expanduser()
-                client = ChatClient(options.endpoint, cache)
-                endpoint = EndpointJudge(options.endpoint, client, ground.bar)
-                endpoint.probe()
-                return endpoint
-            case "file" | "human":
-                return VotesJudge(name, box, options.votes, config.evaluate.seed)
-        return None
 
-    return build(options.name, "judge.name"), build(options.also, "judge.also")
+def _endpoint_judge(config: Config, bar: Bar) -> EndpointJudge:
+    options = config.judge.endpoint
+    judge = EndpointJudge(options, ChatClient(options, Path(options.cache).expanduser()), bar)
+    judge.probe()
+    return judge
 
 
 def _demo_judge(prompts: Sequence[Prompt], key: str) -> ProgramJudge:

@@ -11,7 +11,6 @@ import logging
 import os
 import socket
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Final
 
 from minimind_dpo.disk import lock
@@ -35,12 +34,7 @@ class FolderLock:
     def __enter__(self) -> FolderLock:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -43,34 +44,31 @@ def _build(config: Config, run: Run, extra: list[Logger], first: bool) -> list[L
     Raises:
         ModuleNotFoundError: The logger's own package is not installed; says which extra has it.
     """
-    options: dict[str, Any] = dict(config.logger.options)
-    run_dir = run.folder
-    if config.logger.name == "none":
+    name, options, run_dir = config.logger.name, dict(config.logger.options), run.folder
+    if name == "none":
         return extra
     step, count = (-1, 0) if run.header is None else (run.header.step, run.header.rows)
     rows = keep_rows(run_dir / "csv" / "metrics.csv", count) if first else []
-    csv = KeptCSVLogger(run_dir, **_csv_options(config))
-    if config.logger.name == "csv":
+    csv = KeptCSVLogger(run_dir, **(options if name == "csv" else {}))
+    if name == "csv":
         return [csv, *extra]
-    if config.logger.name == "tensorboard":
+    if name == "tensorboard":
         return [tensorboard_from(run_dir, step, rows, **options), csv, *extra]
+    return [_online(name, run_dir, options), csv, *extra]
+
+
+def _online(name: str, run_dir: Path, options: dict[str, Any]) -> Logger:
+    """A logger of an optional package."""
     try:
-        if config.logger.name == "wandb":
+        if name == "wandb":
             from lightning.pytorch.loggers import WandbLogger
 
-            wandb = WandbLogger(save_dir=str(run_dir), name=run_dir.name, **options)
-            return [wandb, csv, *extra]
+            return WandbLogger(save_dir=str(run_dir), name=run_dir.name, **options)
         from swanlab.integration.pytorch_lightning import SwanLabLogger
 
-        swanlab = SwanLabLogger(experiment_name=run_dir.name, logdir=str(run_dir), **options)
-        return [swanlab, csv, *extra]
+        return SwanLabLogger(experiment_name=run_dir.name, logdir=str(run_dir), **options)
     except ModuleNotFoundError as error:
-        name = config.logger.name
         raise ModuleNotFoundError(
             f"logger={name} needs a package that is not installed: "
             f"pip install 'minimind-dpo[{name}]'"
         ) from error
-
-
-def _csv_options(config: Config) -> dict[str, Any]:
-    return dict(config.logger.options) if config.logger.name == "csv" else {}

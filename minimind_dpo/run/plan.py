@@ -19,6 +19,7 @@ from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.batches.division import Division
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.objective.check_options import padded_mean_warning
 from minimind_dpo.training.optim import warmup_steps
 from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import KEPT
@@ -188,4 +189,6 @@ def _warnings(plan: RunPlan, config: Config) -> list[str]:
             f"optim.lr={config.optim.lr:g} is a rate for all weights: adapters start at zero and "
             "hardly move at it; 1e-5 to 1e-4 is usual for them"
         )
+    if config.loss.reduction == "padded_mean":
+        texts.append(padded_mean_warning(config.loss.beta, config.data.max_length - 1))
     return texts

@@ -14,12 +14,15 @@ from minimind_dpo.models.load import LoadedModel, load_model
 from minimind_dpo.models.tokenizers import need_tokenizer
 
 
-def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
+def load_policy(
+    config: Config, run: Path | None, device: torch.device | None = None
+) -> tuple[LoadedModel, Chat]:
     """Load what a run has exported, or `model.path`.
 
     Args:
         config: Of the run, as `Command.config` gives it, or with `model.path`.
         run: The run's folder; None for none.
+        device: Where the model is to run; None leaves it on the CPU.
 
     Raises:
         CheckpointError: It cannot be loaded, or the run has exported nothing.
@@ -27,14 +30,11 @@ def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
     """
     model = config.model
     whole = run is not None and exported(run)
-    if whole:
-        tokenizer = need_tokenizer(str(run), None, model.trust_remote_code)
-    else:
-        tokenizer = need_tokenizer(model.path, model.tokenizer, model.trust_remote_code)
-    made = Chat(tokenizer, config.data)
+    source, named = (str(run), None) if whole else (model.path, model.tokenizer)
+    chat = Chat(need_tokenizer(source, named, model.trust_remote_code), config.data)
     policy = load_model(
         model.path if run is None else str(run),
-        made.tokenizer,
+        chat.tokenizer,
         {} if whole else model.config,
         getattr(torch, model.dtype),
         trust_remote_code=model.trust_remote_code,
@@ -42,7 +42,8 @@ def load_policy(config: Config, run: Path | None) -> tuple[LoadedModel, Chat]:
         adapters=model.adapters if run is None else None,
     )
     use_chosen_library(policy.model)
-    return policy, made
+    torch.nn.Module.to(policy.model, device or "cpu")
+    return policy, chat
 
 
 def device_of(config: Config) -> torch.device:

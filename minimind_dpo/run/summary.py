@@ -6,19 +6,23 @@ import logging
 import math
 import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import lightning as L
 
 from minimind_dpo import os_errors
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
+from minimind_dpo.data.tokenize.chat import Chat
+from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.disk import read_json
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.report.run import write_run_report
 from minimind_dpo.run.folder import Run, versions, write_json
 from minimind_dpo.run.plan import RunPlan
+from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.callbacks.throughput import Throughput
 from minimind_dpo.training.callbacks.weights_changed import WeightsChanged
 from minimind_dpo.training.module import DPOModule
@@ -33,22 +37,13 @@ EARLIER_SUMMARY: Final = "summary.earlier.json"
 _SIDES: Final = ("train", "val")
 
 
-class Clock:
-    """Wall and CPU seconds of this process since it was made."""
+Seconds: TypeAlias = tuple[float, float]
+"""By the clock, and of the CPU."""
 
-    def __init__(self) -> None:
-        self._wall = time.perf_counter()
-        self._cpu = time.process_time()
 
-    @property
-    def wall(self) -> float:
-        """Seconds."""
-        return time.perf_counter() - self._wall
-
-    @property
-    def cpu(self) -> float:
-        """CPU seconds over all threads."""
-        return time.process_time() - self._cpu
+def now() -> Seconds:
+    """Wall and CPU seconds of this process, over all threads."""
+    return time.perf_counter(), time.process_time()
 
 
 def finished(config: Config, run: Run) -> dict[str, Any] | None:
@@ -140,38 +135,40 @@ def only_finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def summarise(
-    config: Config,
-    plan: RunPlan,
-    trainer: L.Trainer,
-    module: DPOModule,
-    data: PreferenceDataModule,
-    policy: LoadedModel,
-    before: dict[str, float],
-    last: dict[str, float],
-    clock: Clock,
-) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a run is made of, and `now()` when it began."""
+
+    start: Seconds
+    config: Config
+    run: Run
+    plan: RunPlan
+    trainer: L.Trainer
+    module: DPOModule
+    data: PreferenceDataModule
+    policy: LoadedModel
+    chat: Chat
+    verdict: RunVerdict
+    judge: DemoJudge | None
+
+
+def summarise(parts: Parts, before: dict[str, float], last: dict[str, float]) -> dict[str, Any]:
     """The content of `summary.json`, but for the embedded task's table.
 
     Args:
-        config: The configuration.
-        plan: What the run was to do.
-        trainer: After training.
-        module: With the weights that are exported.
-        data: The data.
-        policy: What was recognised.
+        parts: With the weights that are exported, after training.
         before: Validation before training.
         last: Validation of the last weights.
-        clock: Started with the run.
     """
+    trainer, module = parts.trainer, parts.module
+    wall, cpu = now()
     callbacks = {type(c): c for c in trainer.callbacks}  # type: ignore[attr-defined]
     throughput = callbacks[Throughput]
-    assert data.train_store is not None
     changed = callbacks.get(WeightsChanged)
     if changed is not None:
         changed.measure(trainer, module)  # a run resumed at its end has not trained
     return {
-        "name": config.name,
+        "name": parts.config.name,
         "train": module.last_train_metrics,
         "val": module.last_val_metrics,
         "val_before": before,
@@ -180,17 +177,26 @@ def summarise(
         "pairs_seen": throughput.pairs,
         "steps": trainer.global_step,
         # Lightning's own number is another one where a run is resumed at its end.
-        "epochs": math.ceil(trainer.global_step / plan.steps_per_epoch),
-        "wall_seconds": clock.wall,
-        "cpu_seconds": clock.cpu,
+        "epochs": math.ceil(trainer.global_step / parts.plan.steps_per_epoch),
+        "wall_seconds": wall - parts.start[0],
+        "cpu_seconds": cpu - parts.start[1],
         "training_seconds": throughput.seconds,
         "pairs_per_second": throughput.pairs / max(throughput.seconds, 1e-9),
         "weights_changed": getattr(changed, "share", None),
         "bad_steps": module.guard.total,
+        **_made_of(parts),
+    }
+
+
+def _made_of(parts: Parts) -> dict[str, Any]:
+    """Model, data and program."""
+    data, dialect = parts.data, parts.policy.dialect
+    assert data.train_store is not None
+    return {
         "recognised": {
-            "dialect": policy.dialect.name,
-            "class": policy.dialect.class_name,
-            "parameters": policy.dialect.num_parameters,
+            "dialect": dialect.name,
+            "class": dialect.class_name,
+            "parameters": dialect.num_parameters,
         },
         "data": {
             "train": data.train_store.report,
@@ -198,7 +204,7 @@ def summarise(
             "val_pairs": len(data.val_rows),
         },
         "versions": versions(),
-        "seed": config.seed,
+        "seed": parts.config.seed,
     }
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -17,12 +16,12 @@ from rich.text import Text
 from minimind_dpo import os_errors
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.tokenize.special_tokens import RenderError
-from minimind_dpo.disk import write_text
 from minimind_dpo.evaluation.answers import Lend
 from minimind_dpo.evaluation.conversation import Conversation, Sampling
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.options.problem import ConfigError, Problem, did_you_mean
 from minimind_dpo.run.evaluation import reference_of
+from minimind_dpo.run.folder import write_json
 from minimind_dpo.run.policy import device_of, load_policy
 
 _HELP: Final = {
@@ -49,11 +48,10 @@ def talk(config: Config, run: Path | None, system: str | None, sampling: Samplin
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # Whatever the terminal's locale says: the models write Chinese.
         stream.reconfigure(encoding="utf-8", errors="replace")  # type: ignore[union-attr]
-    policy, chat = load_policy(config, run)
+    policy, chat = load_policy(config, run, device_of(config))
     if system is not None and not chat.has_template:
         why = "needs a chat template, but the tokenizer has none"
         raise ConfigError([Problem("system", why, "Give data.chat_template=FILE.", system)])
-    torch.nn.Module.to(policy.model, device_of(config))
     alone = run is None and config.reference.path is None
     reference = None if alone else reference_of(config, policy.model)
     talker = Talker(policy, Conversation(chat, sampling, system), reference, sys.stdin.isatty())
@@ -153,12 +151,7 @@ class Talker:
             self.tell(f"/compare: there is nothing to compare; {why}")
             return
         question, answer = (str(turn["content"]) for turn in turns[-2:])
-        before = Conversation(
-            self.conversation.chat,
-            self.conversation.sampling,
-            self.conversation.system,
-            turns[:-2],
-        )
+        before = replace(self.conversation, turns=turns[:-2])
         with self.reference() as model:
             other = before.answer(model, question, lambda piece: None, lambda text: None)
         if not self.terminal:
@@ -179,19 +172,13 @@ class Talker:
             self.tell("/save: name a file, as in /save talk.json")
             return
         conversation = self.conversation
-        system = (
-            []
-            if conversation.system is None
-            else [{"role": "system", "content": conversation.system}]
-        )
         content = {
             "model": self.policy.path,
             "sampling": {k: getattr(conversation.sampling, k) for k in Sampling.__slots__},
-            "messages": [*system, *conversation.turns],
+            "messages": [*conversation.head, *conversation.turns],
         }
         try:
-            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-            write_text(Path(argument).expanduser(), text)
+            write_json(content, Path(argument).expanduser())
         except OSError as error:
             self.tell(f"/save: {os_errors.explain(error) or error}")
         else:

@@ -1,4 +1,4 @@
-"""The verdict of a run: at its end, and every few steps while it trains where that is asked.
+"""The verdict of a run: at its end, every few steps where that is asked, or by `evaluate` anew.
 
 <run>/verdict.json      the verdict on the exported weights
 <run>/answers.jsonl     each prompt with both answers
@@ -18,26 +18,77 @@ from typing import Any, Final
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import Logger
+from rich.console import Console
 
 from minimind_dpo import os_errors
 from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.disk import read_lines, write_lines
+from minimind_dpo.evaluation.answers import Lend
 from minimind_dpo.evaluation.evaluate import Evaluation
 from minimind_dpo.evaluation.judges.votes import BallotBox
+from minimind_dpo.evaluation.table import table
 from minimind_dpo.evaluation.verdict import Verdict
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.evaluation import build_evaluation, lending
+from minimind_dpo.run.folder import write_json
 from minimind_dpo.run.identity import policy_digest
-from minimind_dpo.run.tell_verdict import VERDICT, keep_verdict, make_verdict
 from minimind_dpo.training.shown_progress import progress
 from minimind_dpo.training.signals import GivenUpError, StopRequest
 
 log = logging.getLogger(__name__)
+console = Console()
 
+VERDICT: Final = "verdict.json"
+ANSWERS: Final = "answers.jsonl"
 FRONTIER: Final = "frontier.jsonl"
 COMPARED: Final = ("verdict/win_rate", "verdict/length_controlled", "verdict/kl")
 """Curves by which runs are compared."""
+
+
+def make_verdict(evaluation: Evaluation, policy: Lend, judge: str, leave_out: str = "") -> Verdict:
+    """The verdict on a policy, after saying how long it may take.
+
+    Args:
+        evaluation: What compares it.
+        policy: The policy.
+        judge: Name of the judge.
+        leave_out: How to do without, for people.
+    """
+    by = "" if judge == "none" else f" by judge {judge}"
+    log.info(
+        f"Verdict on {len(evaluation.task.prompts)} held-out prompts{by}: at most about "
+        f"{_duration(evaluation.seconds_ahead(policy))}{leave_out}"
+    )
+    return evaluation(policy)
+
+
+def keep_verdict(verdict: Verdict, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """Write `answers.jsonl` and `verdict.json`, and show the table.
+
+    Args:
+        verdict: The verdict.
+        folder: Where; made if missing.
+        facts: What else `verdict.json` begins with.
+
+    Returns:
+        The content of `verdict.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_lines(folder / ANSWERS, (case.to_json() for case in verdict.cases))
+    content = {**facts, **verdict.to_json()}
+    write_json(content, folder / VERDICT)
+    console.print(table(content))
+    log.info(verdict.sentence)
+    for alarm in verdict.alarms:
+        log.warning(alarm)
+    return content
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 class RunVerdict(Callback):

@@ -1,10 +1,10 @@
-"""`export`: the policy of a run, or another model, in the forms that others load."""
+"""What others load of a model: left by a run when it ends, or written by the command `export`."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,15 +19,47 @@ from minimind_dpo.models.export import check_own_folder, native_name, save_hf, s
 from minimind_dpo.models.gguf.file import save_gguf
 from minimind_dpo.models.gguf.modelfile import modelfile
 from minimind_dpo.models.load import LoadedModel, load_model
-from minimind_dpo.models.locate import EXPORT
+from minimind_dpo.models.locate import ADAPTERS, EXPORT
+from minimind_dpo.models.lora import has_adapters, save_and_merge_adapters
 from minimind_dpo.models.minimind.recognise import Dialect
+from minimind_dpo.models.weight_files import weight_files
 from minimind_dpo.options.problem import ConfigError, Problem, package_problems
+from minimind_dpo.run.model_card import model_card
 from minimind_dpo.run.policy import load_policy
 
 log = logging.getLogger(__name__)
 
 _CONTEXT: Final = 4096
 """Most tokens of a conversation in a Modelfile: memory grows with them."""
+
+
+def export_weights(config: Config, policy: LoadedModel, chat: Chat, run_dir: Path) -> list[str]:
+    """Write what was asked for; the model is a plain one after it.
+
+    Its tokenizer has the chat template that the run trained with, and it stops where that ends.
+
+    Returns:
+        The files by which to see later that the export is there and whole.
+    """
+    folder = run_dir / EXPORT
+    files: list[Path] = []
+    if has_adapters(policy.model):
+        save_and_merge_adapters(policy.model, chat.tokenizer, run_dir / ADAPTERS, policy.home)
+    if config.export.hf:
+        _save_hf(policy, chat, folder)
+        files += [folder / "config.json", *weight_files(folder)]
+    if config.export.native and policy.dialect.generation is not None:
+        native = save_native(policy.model, policy.dialect, folder / native_name(policy.dialect))
+        files.append(native)
+    return [path.relative_to(run_dir).as_posix() for path in files]
+
+
+def write_model_card(
+    config: Config, policy: LoadedModel, summary: Mapping[str, Any], run_dir: Path
+) -> None:
+    """Put the model card beside the weights, once the numbers are known."""
+    if summary["exported"]:
+        write_text(run_dir / EXPORT / "README.md", model_card(config, policy, summary))
 
 
 def export_model(
@@ -64,8 +96,7 @@ def export_model(
     if "hf" in formats:
         there = as_left and (folder / "config.json").is_file()
         if not there:
-            dialect, ends = policy.dialect, chat.end_ids
-            save_hf(policy.model, chat.tokenizer, folder, number, dialect=dialect, end_ids=ends)
+            _save_hf(policy, chat, folder, number)
         written.append(_told(folder, "Hugging Face folder", there))
     if native is not None:
         path = folder / native_name(native)
@@ -76,6 +107,14 @@ def export_model(
     if "gguf" in formats:
         written.append(_write_gguf(policy, chat, folder, half, _name(config, run)))
     return written
+
+
+def _save_hf(
+    policy: LoadedModel, chat: Chat, folder: Path, dtype: torch.dtype | None = None
+) -> None:
+    """A folder that stops an answer where the chat template ends one."""
+    dialect, ends = policy.dialect, chat.end_ids
+    save_hf(policy.model, chat.tokenizer, folder, dtype, dialect=dialect, end_ids=ends)
 
 
 def _folder(run: Path | None, to: str | None) -> Path:
