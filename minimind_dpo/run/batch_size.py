@@ -159,11 +159,8 @@ def spread_step(
         os.environ[_DECIDED] = str(size)
     accumulate = plan.batch_size * plan.division.accumulate // size
     data.batch_size = size
-    config = replace(
-        config,
-        data=replace(config.data, batch_size=size),
-        trainer=replace(config.trainer, accumulate_grad_batches=accumulate),
-    )
+    trainer = replace(config.trainer, accumulate_grad_batches=accumulate)
+    config = replace(config, data=replace(config.data, batch_size=size), trainer=trainer)
     return config, replace(RunPlan.of(config, data), cut=why)
 
 

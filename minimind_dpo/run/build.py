@@ -190,12 +190,9 @@ def build_callbacks(
     watching, trainer = config.callbacks, config.trainer
     settings = {key: value for key, value in flat(config).items() if key not in _OWN_TO_RANK}
     interval, accept = trainer.val_check_interval, config.resume_with_changes
+    states = run_dir / "checkpoints"
     checkpoints = make_checkpoints(
-        watching.checkpoint,
-        run_dir / "checkpoints",
-        belongs=belongs,
-        stop=stop,
-        accept_changes=accept,
+        watching.checkpoint, states, belongs=belongs, stop=stop, accept_changes=accept
     )
     return [
         Agreement(settings),

@@ -80,10 +80,8 @@ def export_model(
     Raises:
         ConfigError, CheckpointError: What cannot be written, before anything is.
     """
-    if "gguf" in formats:
-        problems = list(package_problems("format", "gguf", "gguf", "gguf"))
-        if problems:
-            raise ConfigError(problems)
+    if "gguf" in formats and (missing := list(package_problems("format", *["gguf"] * 3))):
+        raise ConfigError(missing)
     folder = _folder(run, to)
     check_own_folder(folder)
     policy, chat = load_policy(config, run)

@@ -15,8 +15,10 @@ from rich.console import Console
 from minimind_dpo import launch
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.settle import settle
+from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.demo.callback import DemoJudge
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.batch_size import spread_step
 from minimind_dpo.run.build import (
     LockWatch,
@@ -52,6 +54,7 @@ from minimind_dpo.run.verdict import COMPARED, RunVerdict
 from minimind_dpo.training.agreement import decided
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.distributed import RankGuard, choose_device
+from minimind_dpo.training.module import DPOModule
 from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
@@ -126,12 +129,7 @@ def _fit(
         stop.note_saved(run.checkpoint, run.header.step)
     ranks.folder = run.folder
     chat = data.tokenizer.chat
-    policy = build_policy(config, chat.tokenizer)
-    log.info(f"Policy: {policy.describe()}")
-    reference = build_reference(config, progress=first)
-    if config.guard.check_model and run.checkpoint is None:
-        decided(lambda: check_models(config, policy, reference, data), config.guard.rank_timeout)
-    module = build_module(config, policy, reference, data)
+    policy, module = _models(config, run, data, first)
     config, plan = spread_step(config, policy.model, data, run, plan, module.aux_coef)
     callbacks = build_callbacks(
         config, policy, chat, run.folder, extra, belongs=identity, stop=stop
@@ -149,6 +147,18 @@ def _fit(
     log.info(f"Run folder: {run.folder}")
     parts = Parts(start, config, run, plan, trainer, module, data, policy, chat, verdict, judge)
     return _run(parts)
+
+
+def _models(
+    config: Config, run: Run, data: PreferenceDataModule, first: bool
+) -> tuple[LoadedModel, DPOModule]:
+    """The policy, and the module that trains it against the reference."""
+    policy = build_policy(config, data.tokenizer.chat.tokenizer)
+    log.info(f"Policy: {policy.describe()}")
+    reference = build_reference(config, progress=first)
+    if config.guard.check_model and run.checkpoint is None:
+        decided(lambda: check_models(config, policy, reference, data), config.guard.rank_timeout)
+    return policy, build_module(config, policy, reference, data)
 
 
 def _run(parts: Parts) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.data.datamodule import PreferenceDataModule
 from minimind_dpo.data.read.problems import DataError
 from minimind_dpo.demo import PREFERENCES
+from minimind_dpo.objective.check_options import padded_mean_warning
 from minimind_dpo.run.build import build_datamodule, build_tokenizer
 from minimind_dpo.run.plan import RunPlan, print_plan, state_bytes
 
@@ -184,6 +185,13 @@ def test_one_block_says_what_will_happen(tmp_path: Path) -> None:
         "warning a run of 6 steps moves little: train on more pairs, for more epochs "
         "(trainer.max_epochs), or with fewer pairs a step (trainer.accumulate_grad_batches)",
     ]
+
+
+def test_a_reduction_that_divides_beta_is_warned_of_before_training(tmp_path: Path) -> None:
+    config = configured(tmp_path, "loss.reduction=padded_mean", "data.layout=padded")
+    text = said(config, prepared(config), nn.Linear(10, 10, bias=False))
+    warning = padded_mean_warning(config.loss.beta, config.data.max_length - 1)
+    assert warning in " ".join(text.split())
 
 
 def test_adapters_at_a_rate_for_all_weights_are_warned_of(tmp_path: Path) -> None:
