@@ -91,7 +91,7 @@ def check_device(device: torch.device, generations: list[str] | None = None) -> 
         model = random_model(generation)
         model.to(device)  # type: ignore[arg-type]
         batch = some_pairs(PAIRS)
-        exact = _logps(model, batch.to(device), None)
+        exact = _score(model, batch.to(device), None).sums
         for precision in precisions(device):
             yield _row(model, generation, precision, batch, exact)
 
@@ -145,9 +145,8 @@ def training_step(
     Returns:
         The mean loss, a scalar on the device.
     """
-    device = model.device
-    moved = batch.to(device, non_blocking=True)
-    with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+    moved = batch.to(model.device, non_blocking=True)
+    with _autocast(model.device, dtype):
         policy = sequence_logps(model, moved)
         frozen = PairLogps(reference, moved.sequence_id, moved.lengths)
         loss = pair_losses(policy, frozen, LossOptions(), margins=moved.margins).losses.mean()
@@ -165,7 +164,7 @@ def _row(
     device = model.device
     layout = "ok"
     try:
-        with torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None):
+        with _autocast(device, dtype):
             check_layout(model, "prefix_shared", noise=True)
     except CheckpointError as error:
         layout = str(error)
@@ -174,8 +173,8 @@ def _row(
     if device.type == "cuda":
         batch = batch.pin_memory()
     moved = batch.to(device)
-    noise = float((_logps(model, moved, dtype) - exact).abs().max())
-    tokens = _token_logps(model, moved, dtype)
+    logps = _score(model, moved, dtype)
+    noise, tokens = float((logps.sums - exact).abs().max()), logps.token_logps
     loss = float(training_step(model, optimizer, batch, tokens, dtype))
     waits = _waits(lambda: training_step(model, optimizer, batch, tokens, dtype), device)
     seconds = _seconds(lambda: training_step(model, optimizer, batch, tokens, dtype), device)
@@ -183,18 +182,13 @@ def _row(
 
 
 @torch.no_grad()
-def _token_logps(
-    model: PreTrainedModel, batch: PreferenceBatch, dtype: torch.dtype | None
-) -> Tensor:
-    with torch.autocast(model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        return score(model, batch).token_logps
+def _score(model: PreTrainedModel, batch: PreferenceBatch, dtype: torch.dtype | None) -> PairLogps:
+    with _autocast(model.device, dtype):
+        return score(model, batch)
 
 
-@torch.no_grad()
-def _logps(model: PreTrainedModel, batch: PreferenceBatch, dtype: torch.dtype | None) -> Tensor:
-    """(2P,) log-probs of the answers."""
-    with torch.autocast(model.device.type, dtype or torch.bfloat16, enabled=dtype is not None):
-        return score(model, batch).sums
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> torch.autocast:
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def _waits(step: Any, device: torch.device) -> str:

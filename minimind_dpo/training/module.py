@@ -119,9 +119,8 @@ class DPOModule(L.LightningModule):
         total = (output.losses * batch.weights.to(output.losses.dtype)).sum()
         if policy.aux_loss is not None:
             total = total + self.aux_coef * policy.aux_loss * batch.num_pairs
-        ranks = self.trainer.world_size
-        scale = self.trainer.accumulate_grad_batches * ranks / batch.window.pairs
-        return total * scale * finite
+        passes = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        return total * (passes / batch.window.pairs) * finite
 
     def on_fit_start(self) -> None:
         """Train mode on purpose: models from a checkpoint come in eval mode."""
@@ -184,7 +183,7 @@ class DPOModule(L.LightningModule):
         self.last_val_step = self.current_step
         tell_trainer(self, "val", self.last_val_metrics, logger=True)
         # Lightning's own way to name the step; it would count one less.
-        self.log("step", exact(self.current_step), batch_size=1)
+        self.log("step", exact(self.last_val_step), batch_size=1)
 
     def divergence(self) -> NotFiniteError | None:
         """Why this module, after training, is not fit for use; None where it is."""
@@ -216,10 +215,8 @@ class DPOModule(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and a schedule that moves once per optimizer step."""
-        trainer = self.trainer
-        optimizer = make_optimizer(
-            self.policy, self.optimizer_options, allow_fused=allows_fused(trainer)
-        )
+        trainer, options = self.trainer, self.optimizer_options
+        optimizer = make_optimizer(self.policy, options, allow_fused=allows_fused(trainer))
         factor = schedule_factor(
             self.schedule_options,
             trainer.estimated_stepping_batches,
@@ -244,10 +241,10 @@ class DPOModule(L.LightningModule):
         device if the optimizer is fused.
         """
         by_value = gradient_clip_algorithm == "value"
-        norm = clip_gradients(optimizer, float(gradient_clip_val or 0.0), by_value=by_value)
+        norm = clip_gradients(optimizer, gradient_clip_val or 0.0, by_value=by_value)
         self.step_lr = optimizer.param_groups[0]["lr"]
-        step = self.trainer.global_step + 1
-        self.guard.decide(optimizer, norm, step, gradient_scale(self.trainer))
+        trainer = self.trainer
+        self.guard.decide(optimizer, norm, trainer.global_step + 1, gradient_scale(trainer))
 
     def logs_step(self, step: int) -> bool:
         """Whether a point is logged after an optimizer step, counted from 1.

@@ -8,7 +8,6 @@ epoch and every run with the same data and reference reads them back.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
@@ -157,8 +156,9 @@ class PrecomputedReference:
             torch.nn.Module.to(model, trainer.strategy.root_device)
         if self.progress and trainer.is_global_zero:
             _log.info(_scope(run_rows, data.stores, total, trainer.world_size))
+        shown = self.progress and total > 0 and trainer.is_global_zero
         budget = self.batch_tokens or tokens_at_a_time(trainer.strategy.root_device)
-        with evaluating(model), self._shown(trainer, total) as advance:
+        with evaluating(model), progress("Reference log-probs", total, shown=shown) as advance:
             for store, cache, rows in jobs:
                 with cache:
                     for part, logps in _logps(trainer, data, model, store, rows, budget):
@@ -166,12 +166,6 @@ class PrecomputedReference:
                         advance(len(part))
         self.scored = total
         trainer.strategy.barrier("reference log-probs")
-
-    def _shown(
-        self, trainer: L.Trainer, total: int
-    ) -> contextlib.AbstractContextManager[Callable[[int], None]]:
-        shown = self.progress and total and trainer.is_global_zero
-        return progress("Reference log-probs", total) if shown else contextlib.nullcontext(_silent)
 
     def score(self, batch: PreferenceBatch) -> PairLogps:
         """The batch's own reference log-probs.
@@ -220,10 +214,6 @@ def _logps(
 
     tokens = data.collate.tokens(store.lengths[rows])
     return one_behind(token_batches(rows, tokens, budget), begin)
-
-
-def _silent(count: int) -> None:
-    """Shows nothing."""
 
 
 def _scope(

@@ -17,19 +17,24 @@ SECONDS_A_LINE = 15.0
 
 
 @contextlib.contextmanager
-def progress(title: str, total: int, noun: str = "pairs") -> Iterator[Callable[[int], None]]:
+def progress(
+    title: str, total: int, noun: str = "pairs", *, shown: bool = True
+) -> Iterator[Callable[[int], None]]:
     """Show how far a pass is.
 
     Args:
         title: What is done.
         total: How many there are to do.
         noun: Of what.
+        shown: Whether there is anybody to show it to.
 
     Yields:
         To be called with how many more are done.
     """
     console = Console()
-    if console.is_terminal or console.is_jupyter:
+    if not shown:
+        yield lambda count: None
+    elif console.is_terminal or console.is_jupyter:
         columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TextColumn(noun))
         with Progress(*columns, console=console) as bar:
             task = bar.add_task(title, total=total)

@@ -134,7 +134,7 @@ def test_a_failure_is_raised_at_the_next_step_and_not_only_at_the_next_save(
 
         def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
             LongSteps.steps = trainer.global_step
-            while not all(job.done() for job in io._writer._jobs):
+            while not all(job.done() for job in io.writer._jobs):
                 time.sleep(0.01)
 
     def full(content: Any, file: Any) -> None:

@@ -93,8 +93,7 @@ def test_a_signal_while_a_thread_writes_the_last_state_waits_for_it(
         assert written.wait(20)
         heard.append(callback.stop.waits_for)
 
-    io.then(lambda: None)
-    io._writer.do(write)
+    io.writer.do(write)
     threading.Timer(0.05, written.set).start()
     if end == "end":
         callback.on_train_end(trainer, SimpleNamespace())  # type: ignore[arg-type]

@@ -10,7 +10,7 @@ state is deleted, until the failure has been raised in the main thread.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -31,6 +31,13 @@ class BackgroundWriter:
         """Whether all jobs are done, and well."""
         return self._failure is None and all(job.done() for job in self._jobs)
 
+    def then(self, action: Callable[[], Any]) -> None:
+        """Do something once all jobs before it are done; never if one fails."""
+        if self.idle:
+            action()
+        else:
+            self.do(action)
+
     def do(self, job: Callable[[], Any]) -> None:
         """Run a job behind those before it."""
         if self._pool is None:
@@ -48,7 +55,7 @@ class BackgroundWriter:
         """Raise what a job has raised, once."""
         if self._failure is not None:
             self.settle()  # jobs behind it are left out
-            failure, self._failure, self._jobs = self._failure, None, []
+            failure, self._failure = self._failure, None
             raise failure
 
     def wait(self) -> None:
@@ -59,21 +66,26 @@ class BackgroundWriter:
         """
         self.settle()
         self.raise_failure()
-        self._jobs = []
 
     def settle(self) -> None:
         """Until all jobs are done; what one of them has raised is kept."""
         for job in self._jobs:
             job.result()
+        self._jobs = []
+
+
+def tensors_of(state: Any) -> Iterator[Tensor]:
+    """Those of a nested state."""
+    if isinstance(state, Tensor):
+        yield state
+    elif isinstance(state, dict | list | tuple):
+        for item in state.values() if isinstance(state, dict) else state:
+            yield from tensors_of(item)
 
 
 def is_on_cuda(state: Any) -> bool:
     """Whether any tensor of a nested state is."""
-    if isinstance(state, Tensor):
-        return state.is_cuda
-    if isinstance(state, dict):
-        return any(map(is_on_cuda, state.values()))
-    return isinstance(state, list | tuple) and any(map(is_on_cuda, state))
+    return any(tensor.is_cuda for tensor in tensors_of(state))
 
 
 def set_aside(state: dict[str, Any]) -> tuple[dict[str, Any], Callable[[], None]]:

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, Checkpoint
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from minimind_dpo.disk import remove_dead
 from minimind_dpo.training.lightning_seams import (
@@ -29,16 +28,15 @@ from minimind_dpo.training.options import CheckpointOptions
 from minimind_dpo.training.resume.best import BestCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import (
     HEADER,
-    AtomicCheckpointIO,
     DamagedCheckpointError,
     set_aside_newer,
     step_file,
     step_files,
+    writer_of,
 )
-from minimind_dpo.training.resume.curves import rows_logged
+from minimind_dpo.training.resume.curves import flush_curves, rows_logged
 from minimind_dpo.training.resume.position import (
     EndOfStep,
-    ResumeMismatchError,
     epochs_done,
     fit_to_shape,
     step_shape,
@@ -179,8 +177,7 @@ class ResumeCheckpoint(Checkpoint):
         if not ends_step(trainer):
             return
         self.stop.step = trainer.global_step
-        if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-            io.raise_failure()
+        writer_of(trainer).raise_failure()
         self._validates = self._validation_due = validation_follows(trainer)
         stopped = (self._answer or self.stop.ask(trainer))()
         exhausted = isinstance(pl_module, DPOModule) and pl_module.guard.exhausted
@@ -245,17 +242,15 @@ class ResumeCheckpoint(Checkpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Translate positions where a step is now spread in another way."""
+        """Translate positions where a step is now spread in another way.
+
+        Raises:
+            ResumeMismatchError: None of its ends is the state's, and `accept_changes` is off.
+        """
         kept = checkpoint[HEADER]
         self.start_metrics = dict(kept["start_metrics"])
-        exact = fit_to_shape(checkpoint["loops"]["fit_loop"], kept["shape"], step_shape(trainer))
-        if not exact and not self.accept_changes:
-            raise ResumeMismatchError(
-                f"the state after step {kept['step']} was made with {_spread(kept['shape'])}, and "
-                f"no step ends at its pair with {_spread(step_shape(trainer))}. Choose "
-                "data.batch_size, trainer.accumulate_grad_batches and trainer.devices with the "
-                "same product, or repeat part of a step with resume_with_changes=true"
-            )
+        loops, now = checkpoint["loops"]["fit_loop"], step_shape(trainer)
+        fit_to_shape(loops, kept["shape"], now, any_place=self.accept_changes)
 
     def save(self, trainer: L.Trainer) -> None:
         """Save this step's state, then drop the oldest; to be called on all ranks."""
@@ -277,8 +272,7 @@ class ResumeCheckpoint(Checkpoint):
                 for path in step_files(self.folder)[self.keep :]:
                     path.unlink(missing_ok=True)
 
-        io = trainer.strategy.checkpoint_io
-        io.then(is_proved) if isinstance(io, AtomicCheckpointIO) else is_proved()
+        writer_of(trainer).then(is_proved)
 
     def _stop_if_asked(self, trainer: L.Trainer) -> None:
         """After a step has ended and before the next one has, save that end and stop."""
@@ -290,26 +284,12 @@ class ResumeCheckpoint(Checkpoint):
 
     def _stop_no_more(self, trainer: L.Trainer) -> None:
         """Let signals raise `Stopped` themselves, once no thread is writing a state any more."""
-        if isinstance(io := trainer.strategy.checkpoint_io, AtomicCheckpointIO):
-            io.settle()
+        writer_of(trainer).settle()
         self.stop.waits_for = ""
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         if self.every_n_steps is None:
             return False
-        every = self.every_n_steps
-        regular = every > 0 and trainer.global_step % every == 0
+        regular = self.every_n_steps > 0 and trainer.global_step % self.every_n_steps == 0
         ends = trainer.should_stop or training_ends(trainer)
         return regular or ends or self._validation_due
-
-
-def flush_curves(trainer: L.Trainer) -> None:
-    """Bring what is logged so far on disk: a resumed run does not log it again."""
-    for logger in trainer.loggers:
-        logger.save()
-        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-            logger.experiment.flush()
-
-
-def _spread(shape: dict[str, int]) -> str:
-    return f"{shape['batch_size']} x {shape['accumulate']} x {shape['world_size']} pairs a step"

@@ -14,11 +14,11 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, get_origin, get_type_hints
+from typing import Any, Final
 
+import lightning as L
 import torch
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -29,8 +29,9 @@ from minimind_dpo.training.resume.background_write import (
     BackgroundWriter,
     is_on_cuda,
     set_aside,
+    tensors_of,
 )
-from minimind_dpo.training.resume.content import CONTENT, HEADER, content_digest
+from minimind_dpo.training.resume.content import CONTENT, HEADER, Header, content_digest
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,14 @@ class AtomicCheckpointIO(CheckpointIO):
 
     Args:
         background: Write in a thread; None where the state is on a GPU. Only one write at a time.
+
+    Attributes:
+        writer: The thread and its jobs.
     """
 
     def __init__(self, background: bool | None = None) -> None:
         self.background = background
-        self._writer = BackgroundWriter()
+        self.writer = BackgroundWriter()
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -66,7 +70,7 @@ class AtomicCheckpointIO(CheckpointIO):
             CheckpointSaveError: Disk full, not writable, or not readable as it was written; of a
                 write in a thread, at the next step, save or end.
         """
-        self._writer.wait()
+        self.writer.wait()
         target = Path(path)
         if not (is_on_cuda(checkpoint) if self.background is None else self.background):
             self._write(checkpoint, target)
@@ -77,7 +81,7 @@ class AtomicCheckpointIO(CheckpointIO):
             wait_for_copy()
             self._write(copied, target)
 
-        self._writer.do(write)
+        self.writer.do(write)
 
     def _write(self, checkpoint: dict[str, Any], target: Path) -> None:
         started = time.perf_counter()
@@ -109,31 +113,22 @@ class AtomicCheckpointIO(CheckpointIO):
         Raises:
             DamagedCheckpointError: Naming the file and what is wrong with it.
         """
-        self._writer.wait()
+        self.writer.wait()
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Delete a checkpoint, if it is there, once those saved before are proved."""
-        self.then(lambda: Path(path).unlink(missing_ok=True))
-
-    def then(self, action: Callable[[], Any]) -> None:
-        """Do something once all that was saved before is proved; never if that fails."""
-        if self._writer.idle:
-            action()
-        else:
-            self._writer.do(action)
-
-    def raise_failure(self) -> None:
-        """Raise what has kept a thread from saving, if anything has."""
-        self._writer.raise_failure()
-
-    def settle(self) -> None:
-        """Wait for what is being written; failures are raised later."""
-        self._writer.settle()
+        self.writer.then(lambda: Path(path).unlink(missing_ok=True))
 
     def teardown(self) -> None:
         """Wait for what is being written; at the end of a run, and when it stops or fails."""
-        self._writer.wait()
+        self.writer.wait()
+
+
+def writer_of(trainer: L.Trainer) -> BackgroundWriter:
+    """What a run's states are written by; one without jobs where another plugin saves them."""
+    io = trainer.strategy.checkpoint_io
+    return io.writer if isinstance(io, AtomicCheckpointIO) else BackgroundWriter()
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -171,42 +166,6 @@ def _check_content(path: Path, checkpoint: dict[str, Any]) -> None:
     header = checkpoint.get(HEADER)
     if isinstance(header, dict) and header.pop(CONTENT, None) != content_digest(checkpoint):
         raise DamagedCheckpointError(f"{path} was altered: its entries are not those saved in it")
-
-
-@dataclass(frozen=True, slots=True)
-class Header:
-    """What a state belongs to, and where its run stood.
-
-    Attributes:
-        step: Optimizer steps that were done.
-        epochs: Whole epochs that were done.
-        shape: How a step was spread; see `position.step_shape`.
-        belongs: What it was made with; see `position.differences`.
-        rows: Rows of the run's `metrics.csv` that were logged before; -1 where it has none.
-        start_metrics: Validation before training.
-    """
-
-    step: int
-    epochs: int
-    shape: dict[str, int]
-    belongs: dict[str, Any]
-    rows: int
-    start_metrics: dict[str, float]
-
-    @classmethod
-    def of(cls, checkpoint: Any) -> Header:
-        """The header of a loaded checkpoint.
-
-        Raises:
-            KeyError, TypeError: It has none, or one with other entries.
-        """
-        entries = checkpoint[HEADER]
-        kinds = get_type_hints(cls)
-        header = cls(**{name: entries[name] for name in kinds})
-        for name, kind in kinds.items():
-            if type(entries[name]) is not (get_origin(kind) or kind):
-                raise TypeError(f"its entry {name!r} is {type(entries[name]).__name__}")
-        return header
 
 
 def read_header(path: Path) -> Header:
@@ -303,7 +262,7 @@ def set_aside_newer(folder: Path, step: int) -> None:
 
 
 def _why_not_saved(error: Exception, target: Path, checkpoint: dict[str, Any]) -> str:
-    needed = sum(tensor.nbytes for tensor in _tensors(checkpoint)) / 1e6
+    needed = sum(tensor.nbytes for tensor in tensors_of(checkpoint)) / 1e6
     free = shutil.disk_usage(target.parent).free / 1e6
     full = is_full(error) or free < needed
     reason = "the disk is full, or a limit on file sizes is reached" if full else first_line(error)
@@ -313,14 +272,3 @@ def _why_not_saved(error: Exception, target: Path, checkpoint: dict[str, Any]) -
         f"free). Earlier states are as they were ({kept}): make room, then continue with "
         f"resume=auto run_dir={target.parent.parent}"
     )
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

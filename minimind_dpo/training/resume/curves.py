@@ -80,6 +80,14 @@ def rows_logged(trainer: L.Trainer) -> int:
     return -1
 
 
+def flush_curves(trainer: L.Trainer) -> None:
+    """Bring what is logged so far on disk: a resumed run does not log it again."""
+    for logger in trainer.loggers:
+        logger.save()
+        if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+            logger.experiment.flush()
+
+
 def write_rows(path: Path, header: list[str], rows: Rows) -> None:
     """Write a CSV file of curves whole or not at all; columns that a row lacks stay empty."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:

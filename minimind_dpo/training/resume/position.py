@@ -60,24 +60,37 @@ def step_shape(trainer: L.Trainer) -> dict[str, int]:
     return {**asdict(sampler.shape), "epoch_batches": len(sampler)}
 
 
-def fit_to_shape(loops: Progress, old: dict[str, int], new: dict[str, int]) -> bool:
+def fit_to_shape(
+    loops: Progress, old: dict[str, int], new: dict[str, int], *, any_place: bool = False
+) -> None:
     """Count the micro-batches of `loops` anew where a step is spread in another way.
 
     Args:
         loops: `fit_loop`'s state dict; changed in place.
         old: `step_shape` of the run that saved it.
         new: `step_shape` of this run.
+        any_place: Take the end of a step before the position where none is exactly there.
 
-    Returns:
-        Whether the position is exact.
+    Raises:
+        ResumeMismatchError: No step ends at the position.
     """
     if old == new or not old or not new:
-        return True
+        return
     total, done = micro_batches_completed(loops)
     position, exact = carry_over(done, old, new)
+    if not exact and not any_place:
+        raise ResumeMismatchError(
+            f"the state was made with {_spread(old)}, and no step ends at its pair with "
+            f"{_spread(new)}. Choose data.batch_size, trainer.accumulate_grad_batches and "
+            "trainer.devices with the same product, or repeat part of a step with "
+            "resume_with_changes=true"
+        )
     epochs = (total - done) // max(1, old["epoch_batches"])
     count_micro_batches_anew(loops, epochs * new["epoch_batches"] + position, position)
-    return exact
+
+
+def _spread(shape: dict[str, int]) -> str:
+    return f"{shape['batch_size']} x {shape['accumulate']} x {shape['world_size']} pairs a step"
 
 
 def differences(saved: dict[str, Any], current: dict[str, Any]) -> list[str]:
