@@ -21,6 +21,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from minimind_dpo.models.errors import CheckpointError
+from minimind_dpo.models.experts import use_autocast_experts
 from minimind_dpo.models.hub import (
     Device,
     LoadOptions,
@@ -148,6 +149,7 @@ def load_model(
         check_vocabulary(text_tokenizer, model, f"{key}={path}")
         if dialect.generation is not None:
             set_special_tokens(model, text_tokenizer)
+    use_autocast_experts(model)
     plain = native is None and adapters is None and not overrides
     home = str(source.absolute() if isinstance(source, Path) else source) if plain else None
     return LoadedModel(

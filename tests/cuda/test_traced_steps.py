@@ -17,6 +17,11 @@ HALF = [
     {"generation": generation, "precision": precision, "capability": H100}
     for generation, precision in itertools.product(GENERATIONS, ("bf16", "fp16"))
 ]
+# torch has a grouped product of experts for bfloat16 alone.
+HALF += [
+    {"generation": generation, "precision": "bf16", "capability": H100, "moe": True}
+    for generation in ("v1", "v2", "v3")
+]
 OLD = [
     {"generation": generation, "precision": "fp16", "capability": RTX_2080_TI}
     for generation in ("v3", "v_learn")
@@ -25,7 +30,8 @@ FULL = [{"generation": "v3", "precision": "fp32", "capability": H100}]
 
 
 def _key(asked: dict[str, Any]) -> str:
-    return f"{asked['generation']}-{asked['precision']}-{asked['capability'][0]}"
+    moe = "-moe" if asked.get("moe") else ""
+    return f"{asked['generation']}{moe}-{asked['precision']}-{asked['capability'][0]}"
 
 
 @pytest.fixture(scope="module")

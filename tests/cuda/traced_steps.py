@@ -1,8 +1,8 @@
 """Trace training steps on an absent CUDA device: `python traced_steps.py REQUEST`, JSON in and out.
 
-REQUEST is a list of {generation, precision, capability, layout}; the answer lists, for each, what
-the second of two steps did: kernels, waits, uploads, attention by kernel, refusals,
-and products of half precision that are written in float32.
+REQUEST is a list of {generation, precision, capability, layout, moe}; the answer lists, for each,
+what the second of two steps did: kernels, waits, uploads, attention by kernel, refusals, and
+products of half precision that are written in float32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from minimind_dpo.batch import PreferenceBatch, TokenizedPair
 from minimind_dpo.data.batches.layouts import Collator
 from minimind_dpo.models.attention.planned import use_planned_attention
+from minimind_dpo.models.experts import use_autocast_experts
 from minimind_dpo.models.load import load_model  # noqa: F401  (makes v_learn known)
 from minimind_dpo.models.minimind.configuration import transformers_config
 from minimind_dpo.models.minimind.generations import GENERATIONS
@@ -37,6 +38,12 @@ SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 32,
     "intermediate_size": 256,
+}
+EXPERTS = {
+    "moe_intermediate_size": 64,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}
 
@@ -63,10 +70,11 @@ def traced(asked: dict[str, Any]) -> dict[str, Any]:
     trace: Trace
     with absent_cuda(tuple(asked["capability"])) as trace:
         with torch.device("cuda"):
-            fields = dict(generation.defaults) | SMALL
-            model = AutoModelForCausalLM.from_config(
-                transformers_config(generation, False, fields, 0.0)
-            )
+            moe = asked.get("moe", False)
+            fields = dict(generation.defaults) | SMALL | (EXPERTS if moe else {})
+            config = transformers_config(generation, moe, fields, 0.0)
+            model = AutoModelForCausalLM.from_config(config)
+        use_autocast_experts(model)
         use_planned_attention(model, layout != "padded")
         model.train()
         optimizer = make_optimizer(model, OptimizerOptions())
