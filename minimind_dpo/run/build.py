@@ -27,7 +27,6 @@ from minimind_dpo.models.moe_balance import balance_loss, default_aux_coef
 from minimind_dpo.models.tokenizers import need_tokenizer
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.run.folder import flat
-from minimind_dpo.run.lock import FolderLock
 from minimind_dpo.run.plan import RunPlan
 from minimind_dpo.training.agreement import Agreement
 from minimind_dpo.training.callbacks.notebook_report import MicroBatchReport
@@ -261,21 +260,6 @@ def build_extra(key: str, entries: list[dict[str, Any]], kind: Any) -> list[Any]
     if wrong:
         raise ConfigError(wrong)
     return made
-
-
-class LockWatch(Callback):
-    """Keeps a second run out of the folder where somebody has deleted the lock's file.
-
-    Args:
-        lock: Of the first rank; on the others it is held by nobody, and nothing is done.
-    """
-
-    def __init__(self, lock: FolderLock) -> None:
-        self.lock = lock
-
-    def on_train_batch_end(self, *_: Any, **__: Any) -> None:
-        """A look at one file; ConfigError where a second run writes into the folder."""
-        self.lock.keep()
 
 
 def build_trainer(

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import replace
 from typing import Any
 
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, LambdaCallback
 from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
@@ -21,7 +21,6 @@ from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.load import LoadedModel
 from minimind_dpo.run.batch_size import spread_step
 from minimind_dpo.run.build import (
-    LockWatch,
     build_callbacks,
     build_extra,
     build_module,
@@ -34,9 +33,9 @@ from minimind_dpo.run.build import (
 from minimind_dpo.run.check_models import check_models
 from minimind_dpo.run.exit import supervised
 from minimind_dpo.run.export import export_weights, write_model_card
-from minimind_dpo.run.folder import Run, flat
+from minimind_dpo.run.folder import Run
 from minimind_dpo.run.lock import FolderLock
-from minimind_dpo.run.loggers import build_loggers
+from minimind_dpo.run.loggers import build_loggers, log_settings
 from minimind_dpo.run.opening import open_run
 from minimind_dpo.run.out_of_memory import is_out_of_memory, memory_advice
 from minimind_dpo.run.plan import print_plan
@@ -50,7 +49,7 @@ from minimind_dpo.run.summary import (
     take_best_weights,
     write_summary,
 )
-from minimind_dpo.run.verdict import COMPARED, RunVerdict
+from minimind_dpo.run.verdict import RunVerdict
 from minimind_dpo.training.agreement import decided
 from minimind_dpo.training.callbacks.time_limit import TimeLimit
 from minimind_dpo.training.distributed import RankGuard, choose_device
@@ -59,7 +58,6 @@ from minimind_dpo.training.nan_guard import NotFiniteError
 from minimind_dpo.training.option_values import parse_devices
 from minimind_dpo.training.resume.callback import ResumeCheckpoint
 from minimind_dpo.training.resume.checkpoint_io import DamagedCheckpointError
-from minimind_dpo.training.resume.curves import log_hyperparameters
 from minimind_dpo.training.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -137,7 +135,9 @@ def _fit(
     verdict = RunVerdict(config, policy, data, run.folder, stop)
     judged = config.callbacks.judge == "demo"
     judge = DemoJudge(policy.model, chat, config.seed) if judged else None
-    callbacks += [verdict, *([] if judge is None else [judge]), LockWatch(lock)]
+    # A second run is kept out where somebody deletes the lock's file.
+    watch = LambdaCallback(on_train_batch_end=lambda *_, **__: lock.keep())
+    callbacks += [verdict, *([] if judge is None else [judge]), watch]
     loggers = build_loggers(config, run, extra_loggers, first)
     trainer = build_trainer(config, plan, callbacks, loggers, run.folder)
     ranks.watch_children(trainer)
@@ -256,7 +256,7 @@ def _start(parts: Parts) -> dict[str, float]:
     trainer, module, header = parts.trainer, parts.module, parts.run.header
     newest = next(c for c in trainer.checkpoint_callbacks if isinstance(c, ResumeCheckpoint))
     if header is None:
-        _log_hyperparameters(parts)
+        log_settings(trainer.loggers, parts.config, bool(parts.plan.val_pairs))
         parts.data.trainer = trainer
         parts.data.setup("validate")
         _validate(parts)
@@ -277,31 +277,3 @@ def _validate(parts: Parts, curve: bool = True) -> None:
         trainer.validate(parts.module, datamodule=data, verbose=False)
     finally:
         trainer.loggers = loggers
-
-
-def _log_hyperparameters(parts: Parts) -> None:
-    """Configuration in the HParams tab, beside the curves that runs are compared by."""
-    curves = ["val/loss", "val/rewards/accuracies"] if parts.plan.val_pairs else []
-    curves += COMPARED if parts.plan.val_pairs and parts.config.evaluate.prompts else ()
-    for logger in parts.trainer.loggers:
-        log_hyperparameters(logger, _hyperparameters(parts.config), curves)
-
-
-def _hyperparameters(config: Config) -> dict[str, Any]:
-    """What runs are told apart by: few, since each is a column; `config.yaml` has them all."""
-    always = ("data.batch_size", "loss.type", "loss.beta", "optim.lr", "seed")
-    groups = (
-        "loss.",
-        "optim.",
-        "schedule.",
-        "reference.",
-        "model.lora.",
-        "model.dropout",
-        "trainer.",
-    )
-    defaults = flat(Config())
-    return {
-        key: value
-        for key, value in flat(config).items()
-        if key in always or (key.startswith(groups) and value != defaults.get(key))
-    }

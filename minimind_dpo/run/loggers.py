@@ -10,8 +10,14 @@ from lightning.pytorch.loggers import Logger
 from minimind_dpo.config.schema import Config
 from minimind_dpo.options.problem import ConfigError, Problem
 from minimind_dpo.os_errors import first_line
-from minimind_dpo.run.folder import Run
-from minimind_dpo.training.resume.curves import KeptCSVLogger, keep_rows, tensorboard_from
+from minimind_dpo.run.folder import Run, flat
+from minimind_dpo.run.verdict import COMPARED
+from minimind_dpo.training.resume.curves import (
+    KeptCSVLogger,
+    keep_rows,
+    log_hyperparameters,
+    tensorboard_from,
+)
 
 
 def build_loggers(config: Config, run: Run, extra: list[Logger], first: bool) -> list[Logger]:
@@ -72,3 +78,31 @@ def _online(name: str, run_dir: Path, options: dict[str, Any]) -> Logger:
             f"logger={name} needs a package that is not installed: "
             f"pip install 'minimind-dpo[{name}]'"
         ) from error
+
+
+def log_settings(loggers: list[Logger], config: Config, validates: bool) -> None:
+    """Configuration in the HParams tab, beside the curves that runs are compared by."""
+    curves = ["val/loss", "val/rewards/accuracies"] if validates else []
+    curves += COMPARED if validates and config.evaluate.prompts else ()
+    for logger in loggers:
+        log_hyperparameters(logger, _settings(config), curves)
+
+
+def _settings(config: Config) -> dict[str, Any]:
+    """What runs are told apart by: few, since each is a column; `config.yaml` has them all."""
+    always = ("data.batch_size", "loss.type", "loss.beta", "optim.lr", "seed")
+    groups = (
+        "loss.",
+        "optim.",
+        "schedule.",
+        "reference.",
+        "model.lora.",
+        "model.dropout",
+        "trainer.",
+    )
+    defaults = flat(Config())
+    return {
+        key: value
+        for key, value in flat(config).items()
+        if key in always or (key.startswith(groups) and value != defaults.get(key))
+    }

@@ -220,27 +220,28 @@ WHOLE = [
 def test_a_stop_in_any_part_of_a_run_ends_it_and_the_next_one_goes_on(cli: Any, part: str) -> None:
     code, text = cli.run(*WHOLE, "run_dir=whole", "data.cache_dir=whole-cache")
     assert code == 0, text
-    for target in ("main", "group"):
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            run = f"{target}-{number.name}"
-            again = [*WHOLE, f"run_dir={run}", "resume=auto", f"data.cache_dir={run}-cache"]
-            process = cli.start(*again, stall_in=PARTS[part], stall_seconds=4)
-            wait_for_text(process, "STALLED")
-            sent = time.monotonic()
-            send(process, target, number)
-            code = process.wait()
-            print(f"{part} {run}: {code} after {time.monotonic() - sent:.2f} s")
-            assert code in (128 + number, -number, 143), process.text()
-            assert "Traceback" not in process.text(), process.text()
-            assert process.survivors() == []
-            code, text = cli.run(*again)
-            assert code == 0, text
-            assert_same_end(cli, run, "whole")
-            assert cli.files(run) == cli.files("whole")
-            assert (
-                cli.read_json(run, "summary.json")["val"]
-                == cli.read_json("whole", "summary.json")["val"]
-            )
+    for target, number in (
+        ("main", signal.SIGTERM),
+        ("group", signal.SIGINT),
+        ("group", signal.SIGHUP),
+    ):
+        run = f"{target}-{number.name}"
+        again = [*WHOLE, f"run_dir={run}", "resume=auto", f"data.cache_dir={run}-cache"]
+        process = cli.start(*again, stall_in=PARTS[part], stall_seconds=4)
+        wait_for_text(process, "STALLED")
+        sent = time.monotonic()
+        send(process, target, number)
+        code = process.wait()
+        print(f"{part} {run}: {code} after {time.monotonic() - sent:.2f} s")
+        assert code in (128 + number, -number, 143), process.text()
+        assert "Traceback" not in process.text(), process.text()
+        assert process.survivors() == []
+        code, text = cli.run(*again)
+        assert code == 0, text
+        assert_same_end(cli, run, "whole")
+        assert cli.files(run) == cli.files("whole")
+        ours, theirs = (cli.read_json(name, "summary.json") for name in (run, "whole"))
+        assert ours["val"] == theirs["val"]
 
 
 def test_a_time_limit_saves_and_a_resumed_run_goes_on(cli: Any) -> None:
