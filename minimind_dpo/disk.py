@@ -69,8 +69,8 @@ def write_text(path: Path, text: str, errors: str = "strict") -> None:
 
 def read_json(path: Path) -> Any:
     """What a JSON file holds; None where there is none, or it is broken."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
+    try:  # other things than files may never end
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError):
         return None
 

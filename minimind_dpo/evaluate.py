@@ -16,6 +16,7 @@ from minimind_dpo.config.schema import Config
 from minimind_dpo.evaluation.options import VOTED
 from minimind_dpo.options.limits import Form, as_list, is_word
 from minimind_dpo.options.problem import ConfigError, Problem
+from minimind_dpo.output import keep_output
 
 _RUNS: Final = Form(
     lambda value: all(map(is_word, as_list(value))), "the folder of a run, or several"
@@ -52,6 +53,7 @@ def run(arguments: Sequence[str]) -> None:
         ConfigError, CheckpointError, DataError: What is wrong with it, with models or data.
     """
     command = read_command(arguments, "evaluate", EvaluateKeys, _READS, __doc__ or "")
+    keep_output()
     own = command.own
     runs: list[Path | None] = [run_folder(each) for each in as_list(own.run)]
     if own.against is not None and not runs:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final
 
 from minimind_dpo.config.commands import end, read_command
 from minimind_dpo.options.limits import Choices, Form, as_list
+from minimind_dpo.output import keep_output
 
 _READS: Final = ("name",)
 FORMATS: Final = ("hf", "native", "gguf")
@@ -43,6 +44,7 @@ def run(arguments: Sequence[str]) -> None:
         ConfigError, CheckpointError: What is wrong with it, or with the model.
     """
     command = read_command(arguments, "export", ExportKeys, _READS, __doc__ or "")
+    keep_output()
     own = command.own
     config, folder = command.opened(own.run)
     # Only now: torch and transformers take seconds to import, a typo should not.

@@ -72,6 +72,10 @@ def check_environment() -> None:
         if (text := os.environ.get(name, "" if name in needed else None)) is not None
         and not text.isdecimal()
     ]
+    ranks = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
+    if not wrong and all(ranks.values()) and int(ranks["RANK"]) >= int(ranks["WORLD_SIZE"]):
+        why = f"in the environment must be below WORLD_SIZE={ranks['WORLD_SIZE']}"
+        wrong = [Problem("RANK", why, "Correct or unset them.", ranks["RANK"])]
     if wrong:
         raise ConfigError(wrong)
 

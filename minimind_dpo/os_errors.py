@@ -5,11 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from typing import Final
 
 _EDQUOT: Final = getattr(errno, "EDQUOT", errno.ENOSPC)  # Windows has no quotas under this name
 _FULL: Final = (errno.ENOSPC, _EDQUOT, errno.EFBIG)
+_OF_FILES: Final = (*_FULL, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO)
+"""What is refused of a file, even where none is named."""
 _NOT_ALLOWED: Final = "name another folder, or change who may write there"
 _REFUSALS: Final = {
     errno.ENOSPC: ("the disk is full", "make room on it"),
@@ -18,6 +21,7 @@ _REFUSALS: Final = {
     errno.EACCES: ("permission is denied", _NOT_ALLOWED),
     errno.EPERM: ("permission is denied", _NOT_ALLOWED),
     errno.EROFS: ("the file system is read-only", "name a folder on another disk"),
+    errno.EIO: ("the disk or device reports an error", "have it checked, or name another one"),
     errno.EMFILE: (
         "this process has too many files open",
         "raise the limit (ulimit -n 4096), or lower data.num_workers",
@@ -49,7 +53,7 @@ def explain(error: BaseException) -> str | None:
         if number in _REFUSALS:
             reason, remedy = _REFUSALS[number]
             place = getattr(cause, "filename", None)
-            if place is None and number not in (*_FULL, errno.EMFILE, errno.ENFILE):
+            if place is None and number not in _OF_FILES:
                 continue
             where = "a file" if place is None else os.fsdecode(place)
             return f"{where} cannot be opened or written: {reason}. To go on, {remedy}"
@@ -70,6 +74,9 @@ def number_of(error: BaseException) -> int | None:
     """The errno of an error; libraries written in Rust (safetensors) name it in the text."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    if "recvfds" in frames[-1:]:  # no room for the file that a loading process hands over
+        return errno.EMFILE
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match.group(1)) if match else None
 

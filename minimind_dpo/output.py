@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any, Final
 
-_NAMES: Final = ("stdout", "stderr")
+_STREAMS: Final = {"stdin": "r", "stdout": "w", "stderr": "w"}
 
 
 def lead_nowhere(descriptor: int) -> None:
@@ -17,18 +17,32 @@ def lead_nowhere(descriptor: int) -> None:
     os.close(nowhere)
 
 
-def keep_output() -> None:
-    """Let writing to standard output and error never fail in this process.
+def keep_output(*names: str) -> None:
+    """Let writing to standard output and error, or to those named, never fail in this process.
 
     From the first write that does, what is written goes nowhere, and standard error tells of it.
-    Characters that a terminal's encoding lacks are written as `\\u2022`.
+    Characters that a terminal's encoding lacks are written as `\\u2022`. Streams that were closed
+    before the program began are there, and empty.
     """
-    for name in _NAMES:
-        stream = getattr(sys, name)
-        if stream is None:  # closed before the program began
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    for name, mode in _STREAMS.items():
+        stream, wanted = getattr(sys, name), name in (names or ("stdout", "stderr"))
+        if stream is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper) and not isinstance(stream.buffer, io.BytesIO):
-            setattr(sys, name, _kept(stream))
+            setattr(sys, name, _kept(stream) if wanted else stream)
+
+
+def flush_output() -> None:
+    """Write what is left of standard output.
+
+    Raises:
+        OSError: It cannot be written; it is dropped, so that Python does not try again at its end.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError:
+        lead_nowhere(sys.stdout.fileno())
+        raise
 
 
 def _kept(stream: io.TextIOWrapper) -> io.TextIOWrapper:

@@ -71,7 +71,6 @@ def _show(line: CommandLine) -> None:
         except SystemExit as end:
             code = end.code
     sys.stdout.write(shown.getvalue())
-    sys.stdout.flush()
     sys.exit(code)
 
 

@@ -72,6 +72,13 @@ def test_what_torchrun_sets_is_set_together(environment: pytest.MonkeyPatch) -> 
     assert [problem.key for problem in caught.value.problems] == ["LOCAL_RANK", "WORLD_SIZE"]
 
 
+def test_a_rank_beyond_the_number_of_ranks_is_refused(environment: pytest.MonkeyPatch) -> None:
+    for name, value in {**TORCHRUN, "RANK": "8"}.items():
+        environment.setenv(name, value)
+    with pytest.raises(ConfigError, match="RANK=8: in the environment must be below WORLD_SIZE=8"):
+        launch.check_environment()
+
+
 @pytest.mark.parametrize("text", ["", "abc", "-1", "1.5", "2(x3)"])
 def test_variables_that_are_no_numbers_are_named(
     text: str, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -28,7 +28,7 @@ from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.locate import EXPORT
 from minimind_dpo.options.limits import as_list, limit_problems
 from minimind_dpo.options.problem import ConfigError, Problem, nearest
-from minimind_dpo.output import lead_nowhere
+from minimind_dpo.output import flush_output, keep_output
 
 T = TypeVar("T")
 
@@ -200,16 +200,18 @@ def check(config: Config, **how: Any) -> None:
 
 def end(command: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Run a command on what was typed; end with an exit code, wrong input told in a sentence."""
+    keep_output("stderr")
     try:
         launch.check_environment()
         launch.let_memory_grow()
-        sys.exit(command(sys.argv[1:]) or DONE)
+        try:
+            sys.exit(command(sys.argv[1:]) or DONE)
+        finally:
+            flush_output()
     except _WRONG_INPUT as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(WRONG_INPUT)
     except BrokenPipeError:
-        # What is left of the output must not be written when Python ends either.
-        lead_nowhere(sys.stdout.fileno())
         sys.exit(NOT_READ)
     except (OSError, RuntimeError) as error:
         sentence = os_errors.explain(error)

@@ -70,6 +70,7 @@ def read_config(
             "supported"
         )
     _override(config, overrides, str(source))
+    _check_rope(config, where)
     _set_aside_habits(config)
     _set_dropout(config, options.dropout)
     if isinstance(source, Path) and not options.trust_remote_code:
@@ -193,6 +194,16 @@ def _override(config: PreTrainedConfig, overrides: Mapping[str, Any], where: str
                 f"{where}: {type(config).__name__} has no field model.config.{name}. "
                 f"Known ones: {', '.join(sorted(names))}"
             )
+
+
+def _check_rope(config: PreTrainedConfig, where: str) -> None:
+    """Refuse factors of RoPE that are no numbers, which transformers finds in the first step."""
+    rope: Any = getattr(config, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):  # some models have one for each kind of layer
+        for name, value in part.items() if isinstance(part, Mapping) else ():
+            if name.endswith("factor") and isinstance(value, str):
+                field = f"rope_parameters.{name}={value!r:.60}"
+                raise CheckpointError(f"{where}: config.json has {field}, which is no number")
 
 
 def _set_aside_habits(config: PreTrainedConfig) -> None:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
+from minimind_dpo import os_errors
 from minimind_dpo.exit_codes import DONE, WRONG_INPUT
+from minimind_dpo.output import keep_output
 from minimind_dpo.report.run import write_run_report
 from minimind_dpo.report.sweep import tell_answer
 from minimind_dpo.report.words import LANGUAGES
@@ -19,7 +22,7 @@ from minimind_dpo.report.words import LANGUAGES
 _KEYS = {f"report.language={language}": language for language in LANGUAGES}
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(prog="python -m minimind_dpo.report", description=__doc__)
     parser.add_argument("folder", type=Path, help="of a run or of a sweep, outputs/train/RUN")
@@ -35,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             tell_answer(given.folder)
     except (OSError, ValueError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {os_errors.explain(error) or error}", file=sys.stderr)
         return WRONG_INPUT
     return DONE
 
@@ -58,4 +61,5 @@ def _language(config: Path) -> str:
 
 
 if __name__ == "__main__":
+    keep_output()
     sys.exit(main())

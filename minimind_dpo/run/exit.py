@@ -74,6 +74,7 @@ def supervised(
         known = str(error) if wrong or isinstance(error, _SENTENCES) else explain(error)
         sentence = known or os_errors.explain(error)
         told = _unknown(error, stop, ranks) if sentence is None else f"Error: {sentence}"
+        sys.unraisablehook = lambda failure: None  # what fails of half-made objects follows from it
         ranks.report(error, told)
     finally:
         stop.waits_for = "the end of the run"  # which no handler may interrupt

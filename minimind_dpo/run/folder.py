@@ -156,6 +156,11 @@ def _place(config: Config) -> tuple[Path, bool]:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
+    for name in (*_WRITTEN, LOCK_FILE, "csv/metrics.csv"):
+        path = folder / name
+        if path.exists() and not path.is_file() and not path.is_dir():
+            why = f"holds {name}, which is a pipe or a device"
+            raise ConfigError([Problem("run_dir", why, "Move it elsewhere.", str(folder))])
     if (folder / LOCK_FILE).is_file() or step_files(folder / "checkpoints"):
         return  # a run's
     paths = [path for name in _WRITTEN if (path := folder / name).exists()]

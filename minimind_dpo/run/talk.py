@@ -179,7 +179,7 @@ class Talker:
         }
         try:
             write_json(content, Path(argument).expanduser())
-        except OSError as error:
+        except (OSError, ValueError) as error:  # `/` and `.` are no names
             self.tell(f"/save: {os_errors.explain(error) or error}")
         else:
             self.tell(f"Saved: {argument}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,10 @@ def test_what_is_no_list_of_rules_is_refused(
         path.write_bytes(content)
     with pytest.raises(ConfigError, match=f"judge.rules=.*{why}"):
         read_rules(str(path))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_pipe_in_the_place_of_rules_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError, match="it is no file"):
+        read_rules(str(tmp_path / "pipe"))

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from minimind_dpo.models.errors import CheckpointError
 from minimind_dpo.models.export import rehearse_export, save_hf
+from minimind_dpo.models.hub import _check_rope
 from minimind_dpo.models.load import load_model
 
 from .conftest import tiny_tokenizer, v2_state
@@ -185,6 +187,17 @@ def test_a_fault_of_config_json_is_told_in_one_line_and_not_as_the_tokenizers(
     assert "tokenizer" not in told
     assert "\n" not in told
     assert "Check its files, and the overrides under model.config" in told
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_a_factor_of_rope_that_is_text_is_refused_before_the_first_step(by_layer: bool) -> None:
+    rope: dict[str, Any] = {"rope_type": "longrope", "attention_factor": "2"}
+    config: Any = SimpleNamespace(rope_parameters={"full_attention": rope} if by_layer else rope)
+    words = r"x: config.json has rope_parameters.attention_factor='2', which is no number"
+    with pytest.raises(CheckpointError, match=words):
+        _check_rope(config, "x")
+    rope["attention_factor"] = 2.0
+    _check_rope(config, "x")
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
+from multiprocessing import reduction
 from pathlib import Path
 
 import pytest
@@ -126,6 +128,8 @@ def test_a_zip_archive_is_compared_with_its_checksums(tmp_path: Path) -> None:
         (OSError(errno.EDQUOT, "Disk quota exceeded", "a"), "quota"),
         (PermissionError(errno.EACCES, "Permission denied", b"a/b"), "a/b.*permission"),
         (OSError(errno.EROFS, "Read-only file system", "a"), "read-only"),
+        (OSError(errno.EROFS, "Read-only file system"), "a file.*read-only"),  # a semaphore
+        (OSError(errno.EIO, "Input/output error"), "a file.*disk or device reports an error"),
         (OSError(errno.EMFILE, "Too many open files"), "too many files open.*ulimit -n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "a"), "too long.*255 bytes.*shorten"),
         (SafetensorError("I/O error: No space left on device (os error 28)"), "disk is full"),
@@ -140,10 +144,25 @@ def test_refusals_of_the_system_are_sentences(error: Exception, words: str) -> N
     assert re.search(words, sentence), sentence
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "verdict.json")
+    assert disk.read_json(tmp_path / "verdict.json") is None
+
+
 def test_the_home_of_no_user_is_a_sentence() -> None:
     with pytest.raises(RuntimeError) as caught:
         Path("~no-user-of-this-name/run").expanduser()
     assert "begins with ~" in str(explain(caught.value))
+
+
+@pytest.mark.skipif(not hasattr(reduction, "recvfds"), reason="Windows hands no files over")
+def test_a_loading_process_whose_file_finds_no_room_is_a_sentence() -> None:
+    here, there = socket.socketpair()
+    there.close()  # as the system drops a file at the limit: its message is empty
+    with here, pytest.raises(EOFError) as caught:
+        reduction.recvfds(here, 1)
+    assert "too many files open" in str(explain(caught.value))
 
 
 def test_other_errors_have_no_such_sentence() -> None:

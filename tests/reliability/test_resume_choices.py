@@ -94,6 +94,15 @@ def test_a_folder_with_files_of_the_user_s_own_is_left_as_it_is(name: str) -> No
     assert [path for path in Path("proj").rglob("*") if path.is_file()] == [file]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such pipes")
+@pytest.mark.parametrize("name", [".lock", "csv/metrics.csv", "report.html"])
+def test_a_pipe_among_the_files_of_a_run_is_named_and_not_waited_for(name: str) -> None:
+    Path("run/csv").mkdir(parents=True)
+    os.mkfifo(Path("run") / name)
+    with pytest.raises(ConfigError, match=f"run_dir=run: holds {name}, which is a pipe"):
+        claim("run_dir=run", "resume=auto")
+
+
 def test_a_folder_that_holds_other_files_is_good_for_a_run() -> None:
     Path("proj/export").mkdir(parents=True)
     Path("proj/notes.txt").write_text("mine")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -62,13 +64,16 @@ def test_letters_that_an_encoding_lacks_are_written_by_their_numbers(
     assert os.read(reading, 99) == rb"\u2022 e\u0301 \U0001f600" + b"\n"
 
 
-def test_an_output_that_was_closed_before_takes_what_is_written(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("names", [(), ("stderr",)])
+def test_streams_that_were_closed_before_take_what_is_written_and_are_empty(
+    names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "stdout", None)
-    keep_output()
-    assert sys.stdout.write("nowhere") == 7
-    sys.stdout.close()
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    keep_output(*names)
+    assert (sys.stdin.read(), sys.stdout.write("nowhere")) == ("", 7)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        stream.close()
 
 
 def test_output_in_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,3 +82,46 @@ def test_output_in_memory_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     keep_output()
     assert sys.stdout is inside
+
+
+COMMAND = """
+import sys
+from minimind_dpo.config.commands import end
+from minimind_dpo.options.problem import ConfigError
+def command(arguments):
+    print("one line")
+    if arguments:
+        raise ConfigError([])
+end(command)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux has a device that is full")
+@pytest.mark.parametrize(
+    ("redirections", "argument", "code", "told"),
+    [
+        (">/dev/full", "", 2, "Error: a file cannot be opened or written: the disk is full"),
+        ("2>/dev/full", "wrong", 2, ""),
+        (">&- 2>&- <&-", "wrong", 2, ""),
+        (">&- 2>&-", "", 0, ""),
+        ("> >(exec true)", "", 141, ""),
+    ],
+)
+def test_a_command_whose_output_fails_ends_with_its_code_and_no_traceback(
+    redirections: str, argument: str, code: int, told: str, tmp_path: Path
+) -> None:
+    (tmp_path / "command.py").write_text(COMMAND)
+    wait = "sleep 0.2;" if "true" in redirections else ""
+    script = f"({wait} {sys.executable} command.py {argument}) {redirections}"
+    path = os.pathsep.join(filter(None, (os.getcwd(), os.environ.get("PYTHONPATH"))))
+    done = subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        timeout=60,
+    )
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith(told)
+    assert done.stderr.count("\n") == bool(told)

@@ -116,8 +116,11 @@ def read_file(path: str, key: str, parse: Callable[[str], _T]) -> _T:
     Raises:
         ConfigError: It cannot be read.
     """
+    place = Path(path).expanduser()
     try:
-        return parse(Path(path).expanduser().read_text(encoding="utf-8-sig"))
+        if place.exists() and not place.is_file():
+            raise ValueError("it is no file")  # a device may never end
+        return parse(place.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         why = f"cannot be read: {' '.join(str(error).split())}"
         raise ConfigError([Problem(key, why, value=path)]) from error
