@@ -72,7 +72,7 @@ def test_commands_reset_save_and_compare_with_the_start_of_the_run(
     said: Callable[..., tuple[str, str]], finished_run: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "talk.json"
-    lines = f"你好\n/compare\n/save {file}\n/reset\n你好\n/resett\n/save\n/help\n"
+    lines = f"你好\n/compare\n/save {file}\n/reset\n你好\n/resett\n/save\n/save /\n/help\n"
     out, err = said(lines, f"run={finished_run}", "max_new_tokens=12", "system=简短", "seed=3")
     policy, reference, again, *rest = out.split("\n")
     assert rest == [""]
@@ -83,6 +83,7 @@ def test_commands_reset_save_and_compare_with_the_start_of_the_run(
     assert saved["sampling"]["seed"] == 3
     assert "/resett: there is no such command. Did you mean /reset?" in err
     assert "/save: name a file" in err
+    assert "has an empty name" in err  # what "/" is
     assert "/compare" in err.split("/save: name a file")[1]
     begun, _ = said("你好\n", *ON_MODEL, "max_new_tokens=12", "system=简短", "seed=3")
     assert begun == f"{reference}\n"
