@@ -60,7 +60,7 @@ def heeded_signals() -> list[int]:
 
 
 def check_environment() -> None:
-    """Refuse variables of launchers that are no numbers, or of which torchrun sets more.
+    """Refuse launchers' variables that are wrong or incomplete, and a current folder that is gone.
 
     Raises:
         ConfigError: Naming all of them.
@@ -72,6 +72,10 @@ def check_environment() -> None:
         if (text := os.environ.get(name, "" if name in needed else None)) is not None
         and not text.isdecimal()
     ]
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        wrong.append(Problem("the current folder", "was deleted", "Change into another one."))
     ranks = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
     if not wrong and all(ranks.values()) and int(ranks["RANK"]) >= int(ranks["WORLD_SIZE"]):
         why = f"in the environment must be below WORLD_SIZE={ranks['WORLD_SIZE']}"

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from lightning.fabric.plugins.environments import SLURMEnvironment
@@ -70,6 +71,17 @@ def test_what_torchrun_sets_is_set_together(environment: pytest.MonkeyPatch) -> 
     with pytest.raises(ConfigError) as caught:
         launch.check_environment()
     assert [problem.key for problem in caught.value.problems] == ["LOCAL_RANK", "WORLD_SIZE"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows deletes no current folder")
+def test_a_current_folder_that_was_deleted_is_named(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "gone").mkdir()
+    environment.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(ConfigError, match="the current folder: was deleted"):
+        launch.check_environment()
 
 
 def test_a_rank_beyond_the_number_of_ranks_is_refused(environment: pytest.MonkeyPatch) -> None:
