@@ -27,7 +27,9 @@ def keep_output(*names: str) -> None:
     for name, mode in _STREAMS.items():
         stream, wanted = getattr(sys, name), name in (names or ("stdout", "stderr"))
         if stream is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
+            # NOTE: open to the end: whatever got its number later would be written to.
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(nowhere, mode, encoding="utf-8", closefd=False))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper) and not isinstance(stream.buffer, io.BytesIO):
             setattr(sys, name, _kept(stream) if wanted else stream)
 
