@@ -76,10 +76,10 @@ def check_environment() -> None:
         os.getcwd()
     except FileNotFoundError:
         wrong.append(Problem("the current folder", "was deleted", "Change into another one."))
-    ranks = {name: os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE")}
-    if not wrong and all(ranks.values()) and int(ranks["RANK"]) >= int(ranks["WORLD_SIZE"]):
-        why = f"in the environment must be below WORLD_SIZE={ranks['WORLD_SIZE']}"
-        wrong = [Problem("RANK", why, "Correct or unset them.", ranks["RANK"])]
+    number, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not wrong and int(number) >= int(size):
+        why = f"in the environment must be below WORLD_SIZE={size}"
+        wrong = [Problem("RANK", why, "Correct or unset them.", number)]
     if wrong:
         raise ConfigError(wrong)
 

@@ -91,6 +91,14 @@ def test_a_rank_beyond_the_number_of_ranks_is_refused(environment: pytest.Monkey
         launch.check_environment()
 
 
+def test_a_rank_of_one_process_is_the_first_or_refused(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("RANK", "0")
+    launch.check_environment()
+    environment.setenv("RANK", "1")
+    with pytest.raises(ConfigError, match="RANK=1: in the environment must be below WORLD_SIZE=1"):
+        launch.check_environment()
+
+
 @pytest.mark.parametrize("text", ["", "abc", "-1", "1.5", "2(x3)"])
 def test_variables_that_are_no_numbers_are_named(
     text: str, environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

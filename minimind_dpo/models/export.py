@@ -6,6 +6,7 @@ target is never half written: it is the old one or the new one.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Sequence
 from copy import deepcopy
@@ -217,10 +218,12 @@ def check_own_folder(folder: Path) -> None:
     """Refuse a folder that holds what no export writes, since an export replaces it as a whole.
 
     Raises:
-        CheckpointError: Names such a file; or `folder` is a file.
+        CheckpointError: Names such a file; or `folder` is a file, or may not be written into.
     """
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; name a folder to export to")
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):
+        raise CheckpointError(f"{folder} may not be written into; an export replaces it as a whole")
     others = [
         entry.name
         for entry in (sorted(folder.iterdir()) if folder.is_dir() else ())

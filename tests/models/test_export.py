@@ -15,7 +15,7 @@ from golden_support import HUB, NATIVE, Golden
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from minimind_dpo.models.errors import CheckpointError
-from minimind_dpo.models.export import native_name, save_hf, save_native
+from minimind_dpo.models.export import check_own_folder, native_name, save_hf, save_native
 from minimind_dpo.models.load import load_model
 
 from .conftest import tiny_tokenizer, v2_state
@@ -192,3 +192,13 @@ def test_a_hugging_face_model_has_no_native_file(v2_file: Path, tmp_path: Path) 
         save_native(again.model, again.dialect, tmp_path / "a.pth")
     with pytest.raises(CheckpointError, match="native MiniMind file"):
         native_name(again.dialect)
+
+
+def test_a_folder_that_may_not_be_written_into_is_refused_before_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_own_folder(tmp_path / "new")
+    check_own_folder(tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # as for another owner's
+    with pytest.raises(CheckpointError, match="may not be written into"):
+        check_own_folder(tmp_path)

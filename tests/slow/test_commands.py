@@ -58,14 +58,19 @@ def test_a_run_is_judged_talked_with_exported_and_reported(
     command("report", str(finished_run))
 
 
-@pytest.mark.parametrize("name", ["evaluate", "chat", "export"])
+RIGHT = {"evaluate": ["reference.path=x", "data.val=y"], "chat": ["reference.path=x"], "export": []}
+"""Besides a model, what each command reads."""
+
+
+@pytest.mark.parametrize("name", RIGHT)
 def test_wrong_input_ends_with_code_2_a_sentence_and_no_traceback(
     name: str, tmp_path: Path
 ) -> None:
     for arguments, words in (
         (["runn=x"], "Did you mean run?"),
         (["run=nowhere"], "run=nowhere: does not exist"),
-        ([f"model.path={tmp_path / 'no.pth'}", "reference.path=x", "data.val=y"], "model.path="),
+        ([f"model.path={tmp_path / 'no.pth'}", *RIGHT[name]], "model.path="),
+        (["model.path=x", "data.num_workers=1"], f"data.num_workers=1: is not read by {name}"),
         (["loss.bta=1", "model.path=x"], "Did you mean"),
     ):
         result = command(name, *arguments)
