@@ -25,7 +25,7 @@ from minimind_dpo.config.explain import compose_problem, key_of, near_key
 from minimind_dpo.config.schema import Config
 from minimind_dpo.config.source import SHIPPED, Source, run_folder_of
 from minimind_dpo.options.limits import Choices, keys_of
-from minimind_dpo.options.problem import ConfigError, Problem, nearest
+from minimind_dpo.options.problem import ConfigError, Problem, missing_file, nearest
 
 _MODES: Final = ("run", "multirun", "cfg", "info", "shell_completion")
 _SHOWING: Final = ("help", "hydra_help", "cfg", "info", "shell_completion")
@@ -230,12 +230,14 @@ def _resumed_run(overrides: Sequence[str]) -> Path | None:
         run = Path(run_dir).expanduser() if isinstance(run_dir, str) and run_dir else None
         return run if run is not None and (run / "config.yaml").is_file() else None
     path = Path(resume).expanduser()
+    if not path.exists():
+        raise ConfigError([missing_file("resume", resume, path)])
     run = run_folder_of(path)
-    if path.exists() and (run is None or not (run / "config.yaml").is_file()):
+    if run is None or not (run / "config.yaml").is_file():
         why = "has no run's config.yaml beside it, which would say what it trains"
         fix = "Give the settings of the run: model.path=... data.train=..., or --config FILE."
         raise ConfigError([Problem("resume", why, fix, resume)])
-    return run if path.exists() else None
+    return run
 
 
 def parsed(overrides: Sequence[str]) -> list[Override]:

@@ -105,7 +105,8 @@ def _facts(report: dict[str, Any], padded: bool) -> list[tuple[str, str]]:
     facts = [("pairs", f"{report['pairs']:,}")]
     facts += [("file", _file_line(file)) for file in report["files"]]
     if report["skipped_lines"]:
-        facts.append(("skipped", f"{report['skipped_lines']:,} lines with problems"))
+        lines = "line" if report["skipped_lines"] == 1 else "lines"
+        facts.append(("skipped", f"{report['skipped_lines']:,} {lines} with problems"))
     dropped = ", ".join(f"{n:,} {REASONS[kind]}" for kind, n in report["dropped"].items() if n)
     facts.append(("dropped", dropped or "none"))
     cut = ", ".join(f"{side} {n:,}" for side, n in report["truncated"].items() if n)

@@ -193,7 +193,7 @@ def judge_problems(options: JudgeOptions, evaluate: EvaluateOptions) -> Iterator
     for name, key in ((name, key) for name, keys in _READS.items() for key in keys):
         place, value = f"judge.{key}", value_at(options, key)
         if name in options.names and value is None and key in NEEDS[name]:
-            yield Problem(place, f"is what the judge {name} needs", f"Give {place}=.")
+            yield Problem(place, f"is what the judge {name} needs", f"Give {place}=...")
         if name not in options.names and value is not None:
             why, fix = f"is for the judge {name}, which is not asked", f"Use judge={name}."
             # A key may have been given in place of its variable.

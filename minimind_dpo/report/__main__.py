@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     config = given.folder / "config.yaml"
     try:
+        if not given.folder.is_dir():
+            raise ValueError(f"{given.folder} does not exist, or is no folder")
         if config.is_file():
             language = _KEYS[given.key] if given.key else _language(config)
             print(f"Report: {write_run_report(given.folder, language)}")

@@ -106,7 +106,7 @@ def test_the_printed_report_says_it_all(write, module) -> None:
     store = data.train_store
     for expected in (
         "[b]d.jsonl: 2 pairs (minimind 1, prompt_text 1)",
-        "1 lines with problems",
+        "1 line with problems",
         "1 both sides the same",
         "1 after the last assistant turn",
         "0.0% of pairs",

@@ -18,7 +18,10 @@ from minimind_dpo.evaluation.options import (
         (JudgeOptions(), []),
         (JudgeOptions("none", also="pairs"), ["judge.also=pairs: checks a first judge, but"]),
         (JudgeOptions("pairs", also="pairs"), ["judge.also=pairs: is the first judge as well"]),
-        (JudgeOptions("rules"), ["judge.rules: is what the judge rules needs. Give judge.rules="]),
+        (
+            JudgeOptions("rules"),
+            ["judge.rules: is what the judge rules needs. Give judge.rules=..."],
+        ),
         (JudgeOptions("pairs", also="python"), ["judge.python: is what the judge python needs"]),
         (
             JudgeOptions("pairs", rules="r.yaml", votes="v.json"),

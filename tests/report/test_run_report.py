@@ -242,6 +242,8 @@ def test_the_command_makes_a_page_of_a_run_in_the_language_of_its_configuration(
     assert main([str(run), "report.language=en"]) == 0
     assert '<html lang="en">' in (run / "report.html").read_text(encoding="utf-8")
     assert main([str(run / "csv")]) == 2
+    assert main([str(run / "nowhere")]) == 2
+    assert f"{run / 'nowhere'} does not exist" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("junk", [b"", b"a: [", b"[1]", b"\xff"])
