@@ -30,12 +30,12 @@ class _Cast:
     """A module of experts, whose tensors are read in another precision."""
 
     def __init__(self, experts: nn.Module, dtype: torch.dtype) -> None:
-        self._experts, self._dtype = experts, dtype
+        self.experts, self.precision = experts, dtype
 
     def __getattr__(self, name: str) -> Any:
-        value = getattr(self._experts, name)
+        value = getattr(self.experts, name)
         floating = isinstance(value, Tensor) and value.is_floating_point()
-        return value.to(self._dtype) if floating else value
+        return value.to(self.precision) if floating else value
 
 
 def _is_aligned(experts: nn.Module) -> bool:
@@ -63,7 +63,7 @@ def experts_forward(
     device = hidden_states.device.type
     if not torch.is_autocast_enabled(device) or not _is_aligned(experts):
         return grouped_mm_experts_forward(experts, hidden_states, top_k_index, top_k_weights)
-    cast: Any = _Cast(experts, torch.get_autocast_dtype(device))
-    half = hidden_states.to(cast._dtype)
-    output = grouped_mm_experts_forward(cast, half, top_k_index, top_k_weights)
+    dtype = torch.get_autocast_dtype(device)
+    cast: Any = _Cast(experts, dtype)
+    output = grouped_mm_experts_forward(cast, hidden_states.to(dtype), top_k_index, top_k_weights)
     return output.to(hidden_states.dtype)
