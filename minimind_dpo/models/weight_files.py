@@ -34,7 +34,9 @@ def weight_files(folder: Path) -> list[Path]:
 def _parts(index: Path) -> list[str]:
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict):
-        raise CheckpointError(f"{index} does not name the parts of the weights (weight_map)")
+        raise CheckpointError(
+            f"{index} cannot be read, or does not name the parts of the weights (weight_map)"
+        )
     return [str(name) for name in names.values()]
 
 
